@@ -29,6 +29,7 @@ class Sampling(keras.callbacks.Callback):
         sampler: As in `generate`.
         time_grid: As in `generate`.
         weights: As in `generate`: `"ema"` or `"raw"`.
+        batch_size: Samples in one pass of the network.
         seed: Integer.
 
     Raises:
@@ -46,6 +47,7 @@ class Sampling(keras.callbacks.Callback):
         sampler: str = "pushforward",
         time_grid: Any = "uniform",
         weights: str = "ema",
+        batch_size: int = 256,
         seed: int = 0,
     ):
         super().__init__()
@@ -74,6 +76,7 @@ class Sampling(keras.callbacks.Callback):
         self.sampler = sampler
         self.time_grid = time_grid
         self.weights = weights
+        self.batch_size = _positive_integer("batch_size", batch_size)
         self.seed = seed
 
     def on_samples(
@@ -102,6 +105,8 @@ class Sampling(keras.callbacks.Callback):
                     time_grid=self.time_grid,
                     weights=self.weights,
                     seed=self.seed,
+                    batch_size=self.batch_size,
+                    verbose=0,
                 )
                 for num_steps in self.num_steps
             }

@@ -60,6 +60,7 @@ def test_sampling_is_seeded_and_passes_its_arguments_on(stub):
         sampler="restart",
         time_grid="edm",
         weights="raw",
+        batch_size=2,
         seed=7,
     )
     stub.run(quality, epochs=2)
@@ -75,6 +76,8 @@ def test_sampling_is_seeded_and_passes_its_arguments_on(stub):
                 "time_grid": "edm",
                 "weights": "raw",
                 "seed": 7,
+                "batch_size": 2,
+                "verbose": 0,
             }
         ]
         * 2
@@ -94,6 +97,7 @@ def test_sampling_is_seeded_and_passes_its_arguments_on(stub):
         ({"num_samples": 2, "num_steps": (1, 2.5)}, r"`num_steps`.*2\.5"),
         ({"num_samples": 2, "num_steps": ()}, r"`num_steps`.*empty.*\(\)"),
         ({"num_samples": 2, "freq": -1}, "`freq`.*-1"),
+        ({"num_samples": 2, "batch_size": 0}, "`batch_size`.*0"),
         ({"num_samples": 2, "metrics": {}}, r"`metrics`.*\{\}"),
         ({"num_samples": 2, "metrics": {"fid": 3}}, "`metrics`.*'fid': 3"),
     ],
