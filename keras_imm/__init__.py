@@ -1,0 +1,31 @@
+"""Inductive Moment Matching in Keras 3: train few-step generators from scratch."""
+
+from keras_imm import (
+    backbones,
+    callbacks,
+    kernels,
+    metrics,
+    objective,
+    parameterizations,
+    samplers,
+    schedules,
+    time_mappings,
+    weightings,
+)
+from keras_imm.imm import IMM
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "IMM",
+    "backbones",
+    "callbacks",
+    "kernels",
+    "metrics",
+    "objective",
+    "parameterizations",
+    "samplers",
+    "schedules",
+    "time_mappings",
+    "weightings",
+]

@@ -1,0 +1,847 @@
+"""The model: a backbone and the pieces that turn it into a flow map."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_imm import (
+    compilation,
+    kernels,
+    objective,
+    parameterizations,
+    samplers,
+    schedules,
+    time_mappings,
+    trainers,
+    weightings,
+)
+from keras_imm.precision import at_least_float32
+
+_PIECES = ("schedule", "parameterization", "time_mapping", "kernel", "weighting")
+_LONG_REQUEST = 32  # network evaluations from which `generate` shows a progress bar
+_EVALUATION_STREAM = 1
+
+
+@keras.saving.register_keras_serializable(package="keras_imm")
+class IMM(trainers.get(), keras.Model):
+    """Inductive Moment Matching: a few-step generator trained in one stage.
+
+    The model learns a flow map f_{s,t} that carries samples at time t to time s, by
+    matching the distribution it reaches from t with the one it reaches from a
+    slightly earlier r.
+
+    Args:
+        backbone: A layer or model called as `backbone([x, c_t, c_s])`, or as
+            `backbone([x, c_t, c_s, labels])` where it has an attribute `num_classes`
+            above 0. x is (batch, ...), c_t and c_s are (batch,) times multiplied by
+            `time_scale`, labels are (batch,) integers in [0, num_classes], where
+            num_classes is the null label. It returns G, of the shape of x.
+        schedule: "flow_matching", "cosine" or a `keras_imm.schedules.Schedule`.
+        parameterization: "euler_fm", "simple_edm", "identity" or a
+            `keras_imm.parameterizations.Parameterization`.
+        time_mapping: "eta_decrement", "time_decrement", "log_snr_decrement",
+            "inverse_eta_increment" or a `keras_imm.time_mappings.TimeMapping`.
+        kernel: "laplace", "rbf", "energy" or a `keras_imm.kernels.Kernel`.
+        weighting: "elbo", "uniform" or a `keras_imm.weightings.Weighting`.
+        second_time: What the backbone is told of s: "s", or "stride" for t - s.
+        time_scale: Positive factor of the times that the backbone sees.
+        group_size: Particles per group, M in the paper. A positive integer that
+            divides the batch.
+        accumulation_steps: Positive integer. Each batch is split into this many
+            micro-batches whose gradients are averaged before one optimizer step.
+        sigma_data: Standard deviation of the data, and of the noise. Positive.
+        min_time: Start of the time range, epsilon in the paper; in [0, max_time).
+        max_time: End of the time range, T in the paper; in (min_time, 1]. 0.994 for
+            flow matching, 0.996 for cosine.
+        label_dropout: Probability in [0, 1] that a label becomes the null label
+            while training.
+        drop_target_labels: Whether a dropped label is dropped in both passes, as in
+            Algorithm 3, or in the pass with gradient alone.
+        seed: Integer that starts the model's one random stream.
+        **kwargs: `name` and other arguments of `keras.Model`.
+
+    Call arguments:
+        x_t: Samples at time t, shape (batch, ...).
+        t: Times in [0, 1], shape (batch,) or a scalar. Default: `max_time`.
+        s: Times in [0, t], shape (batch,) or a scalar. Default: `min_time`.
+        labels: Integers in [0, num_classes], shape (batch,). Default: the null
+            label.
+        guidance_scale: Weight of classifier-free guidance (Eq. 14), or None for 1.
+        training: Whether the backbone's dropout is on.
+
+    Returns:
+        Samples at time s, the shape of x_t, in float32 or the wider dtype of x_t.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+
+    ```python
+    backbone = keras_imm.backbones.DiT(image_shape=(8, 8, 1), num_classes=10)
+    model = keras_imm.IMM(backbone)
+    model.compile(keras.optimizers.AdamW(1e-4, epsilon=1e-8, use_ema=True))
+    model.fit(dataset, epochs=10)      # yields images, or (images, labels)
+    images = model.generate(labels=[3, 1, 4], num_steps=2)
+    ```
+
+    Reference: Zhou, Ermon, Song, Inductive Moment Matching, ICML 2025.
+    """
+
+    def __init__(
+        self,
+        backbone: keras.layers.Layer,
+        schedule: str | schedules.Schedule = "flow_matching",
+        parameterization: str | parameterizations.Parameterization = "euler_fm",
+        time_mapping: str | time_mappings.TimeMapping = "eta_decrement",
+        kernel: str | kernels.Kernel = "laplace",
+        weighting: str | weightings.Weighting = "elbo",
+        second_time: str = "s",
+        time_scale: float = 1000.0,
+        group_size: int = 4,
+        accumulation_steps: int = 1,
+        sigma_data: float = 0.5,
+        min_time: float = 0.0,
+        max_time: float = 0.994,
+        label_dropout: float = 0.1,
+        drop_target_labels: bool = True,
+        seed: int = 0,
+        **kwargs: Any,
+    ):
+        schedule = schedules.get(schedule)
+        parameterization = parameterizations.get(parameterization)
+        time_mapping = time_mappings.get(time_mapping)
+        kernel = kernels.get(kernel)
+        weighting = weightings.get(weighting)
+        _check_instance("backbone", backbone, keras.layers.Layer)
+        _check_choice("second_time", second_time, ("s", "stride"))
+        _check_positive_number("time_scale", time_scale)
+        _check_positive_number("sigma_data", sigma_data)
+        _check_positive_integer("group_size", group_size)
+        _check_positive_integer("accumulation_steps", accumulation_steps)
+        if not 0.0 <= min_time < max_time <= 1.0:
+            raise ValueError(
+                "Times must satisfy 0 <= `min_time` < `max_time` <= 1. "
+                f"Received: min_time={min_time!r}, max_time={max_time!r}"
+            )
+        if not 0.0 <= label_dropout <= 1.0:
+            raise ValueError(
+                "`label_dropout` must be in [0, 1]. "
+                f"Received: label_dropout={label_dropout!r}"
+            )
+        if not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise ValueError(
+                f"`seed` must be a non-negative integer. Received: seed={seed!r}"
+            )
+        parameterization.check(schedule)
+        time_mapping.check(schedule, min_time, max_time)
+
+        # Coefficients and times are never cast to the backbone's half precision.
+        kwargs.setdefault("dtype", backbone.dtype_policy)
+        super().__init__(autocast=False, **kwargs)
+        self.backbone = backbone
+        self.schedule = schedule
+        self.parameterization = parameterization
+        self.time_mapping = time_mapping
+        self.kernel = kernel
+        self.weighting = weighting
+        self.second_time = second_time
+        self.time_scale = time_scale
+        self.group_size = group_size
+        self.accumulation_steps = accumulation_steps
+        self.sigma_data = sigma_data
+        self.min_time = min_time
+        self.max_time = max_time
+        self.label_dropout = label_dropout
+        self.drop_target_labels = drop_target_labels
+        self.seed = int(seed)
+        self.num_classes = int(getattr(backbone, "num_classes", 0) or 0)
+        self.data_shape = _known_data_shape(backbone)
+        self.seed_generator = keras.random.SeedGenerator(_mix(self.seed))
+        self.objective = objective.MomentMatching(
+            schedule,
+            parameterization,
+            time_mapping,
+            kernel,
+            weighting,
+            group_size=group_size,
+            sigma_data=sigma_data,
+            min_time=min_time,
+            max_time=max_time,
+            label_dropout=label_dropout if self.num_classes else 0.0,
+            drop_target_labels=drop_target_labels,
+            null_label=self.num_classes,
+        )
+        self._compiled_flow_map = None
+        self._requested_jit_compile = "auto"
+        if self.data_shape is not None:
+            self.build((None, *self.data_shape))
+
+    # -- Building and calling
+
+    def build(self, input_shape: tuple) -> None:
+        """Builds the backbone for data of shape `input_shape`, batch included."""
+        self.data_shape = tuple(input_shape[1:])
+        if not self.backbone.built:
+            dtype = keras.backend.floatx()
+            inputs = [keras.KerasTensor((None, *self.data_shape), dtype)]
+            inputs += [keras.KerasTensor((None,), "float32")] * 2
+            if self.num_classes:
+                inputs.append(keras.KerasTensor((None,), "int32"))
+            self.backbone(inputs)
+        self.built = True
+
+    def call(
+        self,
+        x_t: Any,
+        t: Any = None,
+        s: Any = None,
+        labels: Any = None,
+        guidance_scale: Any = None,
+        training: bool = False,
+    ) -> Any:
+        x_t = at_least_float32(x_t)
+        batch = ops.shape(x_t)[0]
+        t = self._times(self.max_time if t is None else t, batch, x_t.dtype)
+        s = self._times(self.min_time if s is None else s, batch, x_t.dtype)
+        output = self._network(x_t, t, s, labels, guidance_scale, training)
+        c_skip = self.parameterization.c_skip(self.schedule, s, t)
+        c_out = self.parameterization.c_out(self.schedule, s, t, self.sigma_data)
+        c_skip = objective.per_sample(c_skip, x_t)
+        c_out = objective.per_sample(c_out, x_t)
+        return c_skip * x_t + c_out * ops.cast(output, x_t.dtype)
+
+    def _network(
+        self, x_t: Any, t: Any, s: Any, labels: Any, guidance_scale: Any, training: bool
+    ) -> Any:
+        """G, guided where there is a guidance scale (Eq. 14)."""
+        norm = ops.sqrt(self.schedule.squared_norm(t)) * self.sigma_data
+        x = x_t / objective.per_sample(norm, x_t)
+        c_t = self.time_scale * t
+        c_s = self.time_scale * (s if self.second_time == "s" else t - s)
+        if not self.num_classes:
+            return self.backbone([x, c_t, c_s], training=training)
+        null = ops.full((ops.shape(x)[0],), self.num_classes, dtype="int32")
+        labels = null if labels is None else ops.cast(labels, "int32")
+        if guidance_scale is None:
+            return self.backbone([x, c_t, c_s, labels], training=training)
+        # Both branches in one pass.
+        x, c_t, c_s = (ops.concatenate([v, v]) for v in (x, c_t, c_s))
+        labels = ops.concatenate([labels, null])
+        output = self.backbone([x, c_t, c_s, labels], training=training)
+        guided, unguided = ops.split(output, 2)
+        return guidance_scale * guided + (1.0 - guidance_scale) * unguided
+
+    def _times(self, times: Any, batch: Any, dtype: Any) -> Any:
+        times = ops.cast(at_least_float32(times), dtype)
+        return ops.broadcast_to(times, (batch,))
+
+    # -- Training: what the backend's trainer asks for
+
+    def draw_particles(self, data: Any, training: bool) -> objective.Particles:
+        """Times, noise and labels of one batch, from the model's random stream."""
+        x, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if sample_weight is not None:
+            raise ValueError("IMM takes no sample weights; data is x or (x, labels).")
+        kind = keras.backend.standardize_dtype(x.dtype)
+        if not keras.backend.is_float_dtype(kind):
+            raise ValueError(
+                "Training data must be floating point, scaled to a standard deviation "
+                f"of `sigma_data`={self.sigma_data}. Received: dtype {kind}"
+            )
+        if not self.num_classes:
+            labels = None
+        elif labels is None and training and self.label_dropout < 1.0:
+            raise ValueError(
+                f"The backbone has num_classes={self.num_classes}: data must be "
+                "(x, labels). Received: x alone"
+            )
+        if labels is not None:
+            labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
+        if training and isinstance(x.shape[0], int):
+            multiple = self.group_size * self.accumulation_steps
+            if x.shape[0] % multiple:
+                raise ValueError(
+                    "The batch size must be a multiple of `group_size` times "
+                    f"`accumulation_steps`. Received: batch size {x.shape[0]}, "
+                    f"group_size={self.group_size}, "
+                    f"accumulation_steps={self.accumulation_steps}"
+                )
+        return self.objective.draw(x, labels, self.seed_generator, dropout=training)
+
+    def micro_batch(self, particles: Any, index: Any) -> Any:
+        """Part `index` of `accumulation_steps` equal parts, whole groups each."""
+
+        def part(field):
+            if field is None:
+                return None
+            shape = (self.accumulation_steps, -1, *field.shape[1:])
+            return ops.take(ops.reshape(field, shape), index, axis=0)
+
+        return type(particles)(*(part(field) for field in particles))
+
+    def compute_target(self, particles: Any, training: bool) -> Any:
+        """The target pass. The masks that dropout drew are drawn again afterwards."""
+        states = [v for v in self._random_states() if v is not self._own_state]
+        before = [v.value * 1 for v in states]
+        y_target = self.objective.target(self._flow_map(training), particles)
+        for state, value in zip(states, before, strict=True):
+            state.assign(value)
+        return y_target
+
+    def compute_objective(self, particles: Any, y_target: Any, training: bool) -> Any:
+        """The scalar loss of one batch."""
+        return self.objective.loss(self._flow_map(training), particles, y_target)
+
+    def evaluate_objective(self, data: Any) -> Any:
+        """The loss of one batch of an evaluation."""
+        particles = self.draw_particles(data, training=False)
+        y_target = self.compute_target(particles, training=False)
+        return self.compute_objective(particles, y_target, training=False)
+
+    def update_logs(self, loss: Any) -> dict:
+        """Adds a batch's loss to the running mean and returns the logs."""
+        self._loss_tracker.update_state(loss)
+        return self.get_metrics_result()
+
+    def _flow_map(self, training: bool) -> objective.FlowMap:
+        return lambda x, t, s, labels: self(x, t, s, labels, training=training)
+
+    @property
+    def _own_state(self) -> keras.Variable:
+        return self.seed_generator.state
+
+    def _random_states(self) -> list[keras.Variable]:
+        """States of every random stream: the model's, and its dropout layers'."""
+        return [
+            v
+            for v in self.non_trainable_variables
+            if v.name.startswith("seed_generator_state")
+        ]
+
+    # -- Keras's methods, where IMM differs
+
+    def compile(
+        self,
+        optimizer: Any,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: bool | str = "auto",
+        auto_scale_loss: bool = True,
+    ) -> None:
+        """Configures training; the loss is the model's own.
+
+        Args:
+            optimizer: Keras optimizer or its name. `use_ema=True` keeps the averaged
+                weights that `generate` uses by default.
+            run_eagerly: As in `keras.Model.compile`.
+            steps_per_execution: As in `keras.Model.compile`.
+            jit_compile: As in `keras.Model.compile`.
+            auto_scale_loss: As in `keras.Model.compile`.
+
+        Raises:
+            ValueError: If the optimizer accumulates gradients itself: that moves
+                the average at every micro-step. Use `accumulation_steps`.
+        """
+        optimizer = keras.optimizers.get(optimizer)
+        if optimizer.gradient_accumulation_steps:
+            raise ValueError(
+                "Use `accumulation_steps` of IMM in place of the optimizer's "
+                "`gradient_accumulation_steps`. Received: "
+                "gradient_accumulation_steps="
+                f"{optimizer.gradient_accumulation_steps}"
+            )
+        super().compile(
+            optimizer=optimizer,
+            run_eagerly=run_eagerly,
+            steps_per_execution=steps_per_execution,
+            jit_compile=jit_compile,
+            auto_scale_loss=auto_scale_loss,
+        )
+        self._compile_arguments = {
+            "run_eagerly": run_eagerly,
+            "steps_per_execution": steps_per_execution,
+            "jit_compile": jit_compile,
+            "auto_scale_loss": auto_scale_loss,
+        }
+        self._compiled_flow_map = None
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def get_compile_config(self) -> dict:
+        """Arguments of `compile` as they were given, so "auto" stays "auto"."""
+        if not self.compiled:
+            return {}
+        optimizer = super().get_compile_config()["optimizer"]
+        return {"optimizer": optimizer, **self._compile_arguments}
+
+    def compile_from_config(self, config: dict) -> None:
+        """Compiles as `get_compile_config` described."""
+        config = dict(config)
+        optimizer = keras.saving.deserialize_keras_object(config.pop("optimizer"))
+        self.compile(optimizer=optimizer, **config)
+
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """As `keras.Model.fit`, on batches of x or (x, labels).
+
+        The weights stay raw at the end; their averages stay in the optimizer.
+        """
+        with self._raw_weights_kept():
+            return super().fit(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _raw_weights_kept(self) -> Iterator[None]:
+        """Keeps Keras from overwriting the weights with their averages."""
+        optimizer = getattr(self, "optimizer", None)
+        if optimizer is None:
+            yield
+            return
+        optimizer.finalize_variable_values = lambda var_list: None
+        try:
+            yield
+        finally:
+            del optimizer.finalize_variable_values
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`, with the raw weights.
+
+        Times and noise start from the same state each time, which is a function of
+        the model's seed, so the same weights and data give the same loss. The
+        stream that training draws from does not move.
+        """
+        state = ops.convert_to_numpy(self._own_state)
+        _assign_state(self._own_state, [_mix(self.seed, _EVALUATION_STREAM), 0])
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            _assign_state(self._own_state, state)
+
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        steps: int | None = None,
+        callbacks: list | None = None,
+    ) -> np.ndarray:
+        """Samples with the model's default sampler.
+
+        Args:
+            x: Integer labels of shape (num_samples,), or for an unconditional model
+                noise of standard deviation 1, shape (num_samples, ...). An array, or
+                an iterable of batches.
+            batch_size: Rows in one pass of the network. Default: 32 for arrays.
+            verbose: As in `generate`.
+            steps: Batches to take from an iterable.
+            callbacks: Keras callbacks.
+
+        Returns:
+            float32 array (num_samples, ...).
+        """
+        if hasattr(x, "shape") or isinstance(x, (list, tuple)):
+            batches = [x]
+        else:
+            batches = x if steps is None else (b for b, _ in zip(x, range(steps)))
+        callbacks = keras.callbacks.CallbackList(callbacks, model=self)
+        callbacks.on_predict_begin()
+        outputs = []
+        for i, batch in enumerate(batches):
+            batch, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            batch = ops.convert_to_numpy(batch)
+            callbacks.on_predict_batch_begin(i)
+            given = {"labels": batch} if self.num_classes else {"noise": batch}
+            size = batch_size or 32
+            outputs.append(self.generate(**given, batch_size=size, verbose=verbose))
+            callbacks.on_predict_batch_end(i, {"outputs": outputs[-1]})
+        callbacks.on_predict_end()
+        return np.concatenate(outputs)
+
+    # -- Sampling
+
+    def flow_map(
+        self,
+        x_t: Any,
+        t: Any,
+        s: Any,
+        labels: Any = None,
+        guidance_scale: float | None = None,
+        weights: str = "ema",
+    ) -> Any:
+        """f_{s,t}(x_t), compiled and without gradient.
+
+        `model(x_t, t, s, ...)` is the same with the raw weights, differentiable.
+
+        Args:
+            x_t: Samples at time t, shape (batch, ...).
+            t: Times in [0, 1], shape (batch,) or a scalar.
+            s: Times in [0, t], shape (batch,) or a scalar.
+            labels: Integers in [0, num_classes], shape (batch,). Default: the null
+                label.
+            guidance_scale: Weight of classifier-free guidance (Eq. 14), or None
+                for 1.
+            weights: "ema" for the optimizer's averages, "raw" for the model's own.
+                Without an averaging optimizer, or before its first step, the two
+                are the same.
+
+        Returns:
+            Tensor of the shape of x_t, float32 or the wider dtype of x_t.
+
+        Raises:
+            ValueError: If the times are out of order or range, the labels out of
+                range, or an argument not known.
+        """
+        for name, time in (("t", t), ("s", s)):
+            time = ops.convert_to_numpy(time)
+            if not np.all((time >= 0.0) & (time <= 1.0)):
+                raise ValueError(f"`{name}` must be in [0, 1]. Received: {name}={time}")
+        if np.any(ops.convert_to_numpy(s) > ops.convert_to_numpy(t)):
+            raise ValueError(f"Times must satisfy s <= t. Received: s={s}, t={t}")
+        labels = self._check_labels(labels)
+        x_t = at_least_float32(x_t)
+        return self._jump(self._weights(weights), labels, guidance_scale)(x_t, t, s)
+
+    def generate(
+        self,
+        labels: Any = None,
+        num_samples: int | None = None,
+        num_steps: int = 2,
+        guidance_scale: float | None = None,
+        sampler: str = "pushforward",
+        time_grid: str | Sequence[float] = "uniform",
+        weights: str = "ema",
+        noise: Any = None,
+        seed: int | None = None,
+        batch_size: int = 256,
+        verbose: str | int = "auto",
+    ) -> np.ndarray:
+        """Generates samples from noise.
+
+        Args:
+            labels: Integer labels in [0, num_classes], shape (num_samples,) or a
+                scalar. Default: the null label.
+            num_samples: Number of samples. Default: as many as labels or rows of
+                noise, else 1.
+            num_steps: Network evaluations per sample, a positive integer.
+            guidance_scale: Weight of classifier-free guidance (Eq. 14), or None
+                for 1.
+            sampler: "pushforward" (Algorithm 4) or "restart" (Algorithm 5).
+            time_grid: "uniform" (Eq. 117), "edm" (Eq. 118), or the values of
+                eta = sigma / alpha between `max_time` and `min_time` in sampling
+                order: a list of n makes n + 1 steps, such as [1.4] for two.
+            weights: "ema" for the optimizer's averages, "raw" for the model's own.
+                Without an averaging optimizer, or before its first step, the two
+                are the same.
+            noise: Standard-normal noise to start from, shape (num_samples, ...).
+                Makes the pushforward sampler repeatable across backends.
+            seed: Non-negative integer that makes the samples repeatable on one
+                backend for one `batch_size`. Default: the model's random stream.
+            batch_size: Samples in one pass of the network.
+            verbose: 0 for silence, 1 for a progress bar, "auto" for a progress bar
+                on long requests.
+
+        Returns:
+            float32 array (num_samples, ...) in the range of the training data.
+
+        Raises:
+            ValueError: If labels are out of range, sizes disagree, or an argument
+                is not known.
+        """
+        _check_choice("sampler", sampler, samplers.SAMPLERS)
+        times = samplers.time_grid(
+            time_grid, num_steps, self.schedule, self.min_time, self.max_time
+        )
+        if num_steps not in (2, len(times) - 1):
+            raise ValueError(
+                f"`time_grid` as a list of {len(times) - 2} makes {len(times) - 1} "
+                f"steps. Received: num_steps={num_steps}"
+            )
+        labels = self._check_labels(labels)
+        count, labels, noise = self._check_request(labels, num_samples, noise)
+        _check_positive_integer("batch_size", batch_size)
+        batch_size = min(batch_size, count)
+        generator = self._sampling_stream(seed)
+        values = self._weights(weights)
+
+        starts = range(0, count, batch_size)
+        evaluations = len(starts) * (len(times) - 1)
+        verbose = evaluations >= _LONG_REQUEST if verbose == "auto" else verbose
+        progress = keras.utils.Progbar(evaluations, verbose=int(bool(verbose)))
+
+        def fresh_noise(*_):
+            shape = (batch_size, *self.data_shape)
+            return keras.random.normal(shape, seed=generator) * self.sigma_data
+
+        samples = []
+        for start in starts:
+            rows = _padded_rows(start, batch_size, count)
+            x = fresh_noise() if noise is None else noise[rows] * self.sigma_data
+            jump = self._jump(
+                values, None if labels is None else labels[rows], guidance_scale
+            )
+
+            def step(x, t, s, jump=jump):
+                x = jump(x, t, s)
+                progress.add(1)
+                return x
+
+            x = at_least_float32(x)
+            if sampler == "pushforward":
+                x = samplers.pushforward(step, x, times)
+            else:
+                x = samplers.restart(step, x, times, self.schedule, fresh_noise)
+            samples.append(ops.convert_to_numpy(x)[: count - start])
+        return np.concatenate(samples).astype("float32")
+
+    def _jump(self, values: list, labels: Any, guidance_scale: float | None):
+        """The compiled flow map of given weights and labels: (x, t, s) -> x_s."""
+        if guidance_scale is not None and not self.num_classes:
+            raise ValueError(
+                "`guidance_scale` needs a backbone with `num_classes` > 0. "
+                f"Received: guidance_scale={guidance_scale!r}"
+            )
+        if self.num_classes:
+            labels = None if labels is None else ops.convert_to_tensor(labels, "int32")
+        if guidance_scale is not None:
+            guidance_scale = at_least_float32(guidance_scale)
+        if self._compiled_flow_map is None:
+            self._compiled_flow_map = self._compile_flow_map()
+
+        def jump(x, t, s):
+            t, s = (ops.cast(at_least_float32(time), x.dtype) for time in (t, s))
+            return self._compiled_flow_map(values, x, t, s, labels, guidance_scale)
+
+        return jump
+
+    def _compile_flow_map(self):
+        variables = self._state()
+
+        def flow_map(values, x_t, t, s, labels, guidance_scale):
+            mapping = list(zip(variables, values, strict=True))
+            with keras.StatelessScope(state_mapping=mapping):
+                return self(x_t, t, s, labels, guidance_scale, training=False)
+
+        if self.run_eagerly:
+            return flow_map
+        return compilation.compile_function(flow_map, self.jit_compile)
+
+    def _state(self) -> list[keras.Variable]:
+        return self.trainable_variables + self.non_trainable_variables
+
+    def _weights(self, weights: str) -> list:
+        """Values of `_state()`: raw, or with the optimizer's averages."""
+        _check_choice("weights", weights, ("ema", "raw"))
+        if not self.built:
+            raise ValueError(
+                "The shape of the data is not known yet: train the model, call it on "
+                "data, or `build` it before sampling."
+            )
+        trainable = self.trainable_variables
+        if weights == "ema":
+            trainable = self._averages() or trainable
+        return [v.value for v in trainable + self.non_trainable_variables]
+
+    def _averages(self) -> list[keras.Variable] | None:
+        """The optimizer's averaged weights, once it has made a step."""
+        optimizer = getattr(self, "optimizer", None)
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        if optimizer is None or not optimizer.built or not optimizer.use_ema:
+            return None
+        if int(ops.convert_to_numpy(optimizer.iterations)) == 0:
+            return None
+        return list(optimizer._model_variables_moving_average)
+
+    def _sampling_stream(self, seed: int | None) -> keras.random.SeedGenerator:
+        if seed is None:
+            return self.seed_generator
+        if not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise ValueError(
+                f"`seed` must be a non-negative integer or None. Received: seed={seed!r}"
+            )
+        return keras.random.SeedGenerator(_mix(int(seed)))
+
+    def _check_labels(self, labels: Any) -> np.ndarray | None:
+        if labels is None:
+            return None
+        if not self.num_classes:
+            raise ValueError(
+                "The backbone is unconditional (num_classes=0). "
+                f"Received: labels={labels!r}"
+            )
+        labels = np.asarray(ops.convert_to_numpy(labels))
+        if labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(
+                "`labels` must be integers of shape (num_samples,). "
+                f"Received: shape {labels.shape}, dtype {labels.dtype}"
+            )
+        outside = labels[(labels < 0) | (labels > self.num_classes)]
+        if outside.size:
+            raise ValueError(
+                f"`labels` must be in [0, {self.num_classes}], where "
+                f"{self.num_classes} is the null label. Received: {outside[0]}"
+            )
+        return labels
+
+    def _check_request(
+        self, labels: np.ndarray | None, num_samples: int | None, noise: Any
+    ) -> tuple[int, np.ndarray | None, np.ndarray | None]:
+        """The number of samples that all arguments agree on."""
+        if num_samples is not None:
+            _check_positive_integer("num_samples", num_samples)
+        sizes = {"num_samples": num_samples}
+        if noise is not None:
+            noise = np.asarray(ops.convert_to_numpy(noise))
+            if noise.shape[1:] != self.data_shape:
+                raise ValueError(
+                    f"`noise` must have shape (num_samples, "
+                    f"{', '.join(map(str, self.data_shape or ()))}). "
+                    f"Received: shape {noise.shape}"
+                )
+            sizes["noise"] = len(noise)
+        if labels is not None and labels.ndim == 1:
+            sizes["labels"] = len(labels)
+        known = {name: size for name, size in sizes.items() if size is not None}
+        if len(set(known.values())) > 1 or 0 in known.values():
+            raise ValueError(
+                "`num_samples`, `labels` and `noise` must agree on a positive number "
+                f"of samples. Received: {known}"
+            )
+        count = next(iter(known.values()), 1)
+        if labels is not None:
+            labels = np.broadcast_to(labels, (count,))
+        return count, labels, noise
+
+    # -- Saving and loading
+
+    def get_config(self) -> dict:
+        """Constructor arguments, for saving."""
+        config = {
+            name: keras.saving.serialize_keras_object(getattr(self, name))
+            for name in ("backbone", *_PIECES)
+        }
+        arguments = (
+            "second_time",
+            "time_scale",
+            "group_size",
+            "accumulation_steps",
+            "sigma_data",
+            "min_time",
+            "max_time",
+            "label_dropout",
+            "drop_target_labels",
+            "seed",
+            "name",
+        )
+        return config | {name: getattr(self, name) for name in arguments}
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> "IMM":
+        """The model that `get_config` described, with fresh weights."""
+        config = dict(config)
+        for name in ("backbone", *_PIECES):
+            config[name] = keras.saving.deserialize_keras_object(
+                config[name], custom_objects=custom_objects
+            )
+        return cls(**config)
+
+    def get_build_config(self) -> dict | None:
+        """Shape of the data, for backbones that do not know it."""
+        if self.data_shape is None:
+            return None
+        return {"input_shape": (None, *self.data_shape)}
+
+    def build_from_config(self, config: dict) -> None:
+        """Builds for the saved shape of the data."""
+        if config and not self.built:
+            self.build(tuple(config["input_shape"]))
+
+    def save_own_variables(self, store: dict) -> None:
+        """Saves the states of the random streams, which Keras leaves out."""
+        for i, state in enumerate(self._random_states()):
+            store[f"random_state_{i}"] = ops.convert_to_numpy(state).astype("int64")
+
+    def load_own_variables(self, store: dict) -> None:
+        """Restores the states of the random streams."""
+        states = self._random_states()
+        if len(store.keys()) != len(states):
+            raise ValueError(
+                f"Expected {len(states)} random states, found {len(store.keys())}."
+            )
+        for i, state in enumerate(states):
+            _assign_state(state, store[f"random_state_{i}"])
+
+    def load_weights(self, filepath: Any, **kwargs: Any) -> None:
+        """As `keras.Model.load_weights`; a file that does not fit changes nothing.
+
+        Raises:
+            ValueError: If the file cannot be read or does not fit the model; it
+                names the file and the first weight that does not fit.
+        """
+        variables = self._state()
+        if self.compiled:
+            variables = variables + self.optimizer.variables
+        before = [ops.convert_to_numpy(v) for v in variables]
+        try:
+            super().load_weights(filepath, **kwargs)
+        except Exception as error:
+            for variable, value in zip(variables, before, strict=True):
+                variable.assign(value)
+            raise ValueError(
+                f"Cannot load weights from {str(filepath)!r}: {error}"
+            ) from error
+
+
+def _known_data_shape(backbone: keras.layers.Layer) -> tuple | None:
+    """Shape of one sample, where the backbone knows it before it sees data."""
+    shape = getattr(backbone, "image_shape", None)
+    if shape is None and getattr(backbone, "inputs", None):
+        shape = backbone.inputs[0].shape[1:]
+    return None if shape is None else tuple(shape)
+
+
+def _mix(*seeds: int) -> int:
+    """A 31-bit seed, so that streams of neighbouring seeds share no draws.
+
+    Keras's generators under PyTorch add a counter to the seed: without this, seed 0
+    at its second draw would be seed 1 at its first.
+    """
+    return int(np.random.SeedSequence(seeds).generate_state(1)[0] >> 1)
+
+
+def _assign_state(state: keras.Variable, value: Any) -> None:
+    state.assign(ops.convert_to_tensor(np.asarray(value), state.dtype))
+
+
+def _padded_rows(start: int, batch_size: int, count: int) -> np.ndarray:
+    """Rows of one batch; the last batch repeats the last row to keep its size."""
+    return np.minimum(np.arange(start, start + batch_size), count - 1)
+
+
+def _check_instance(name: str, value: Any, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"`{name}` must be a {kind.__name__}. Received: {name}={value!r}"
+        )
+
+
+def _check_choice(name: str, value: Any, choices: tuple) -> None:
+    if value not in choices:
+        allowed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(
+            f"`{name}` must be one of {allowed}. Received: {name}={value!r}"
+        )
+
+
+def _check_positive_number(name: str, value: Any) -> None:
+    if not value > 0:
+        raise ValueError(f"`{name}` must be positive. Received: {name}={value!r}")
+
+
+def _check_positive_integer(name: str, value: Any) -> None:
+    if not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(
+            f"`{name}` must be a positive integer. Received: {name}={value!r}"
+        )

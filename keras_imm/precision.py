@@ -1,0 +1,23 @@
+"""Times, coefficients and losses are computed in float32, or wider."""
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+
+def at_least_float32(x: Any) -> Any:
+    """Converts `x` to a float tensor that is no narrower than float32.
+
+    Args:
+        x: Number, array or tensor of any shape and numeric dtype.
+
+    Returns:
+        Tensor of the shape of `x`: float64 where `x` is a float64 array or
+        tensor, float32 otherwise (a Python number is a float32).
+    """
+    wide = "float64" in str(getattr(x, "dtype", ""))
+    dtype = "float64" if wide else "float32"
+    if isinstance(x, (int, float, list, tuple, np.ndarray, np.generic)):
+        return ops.convert_to_tensor(np.asarray(x, dtype))
+    return ops.cast(ops.convert_to_tensor(x), dtype)

@@ -1,0 +1,155 @@
+"""Samplers: from noise to data along a grid of times, given a flow map.
+
+A time grid is a NumPy array T = t_N > ... > t_0 = epsilon in sampling order, so
+`num_steps` steps take `num_steps + 1` times.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_imm import schedules
+
+SAMPLERS = ("pushforward", "restart")
+TIME_GRIDS = ("uniform", "edm")
+
+
+def uniform_grid(num_steps: int, min_time: float, max_time: float) -> np.ndarray:
+    """Times evenly spaced from `max_time` to `min_time` (IMM Eq. 117)."""
+    return np.linspace(max_time, min_time, num_steps + 1)
+
+
+def edm_grid(
+    num_steps: int,
+    schedule: schedules.Schedule,
+    min_time: float,
+    max_time: float,
+    rho: float = 7.0,
+) -> np.ndarray:
+    """Times evenly spaced in eta^(1/rho) (IMM Eq. 118; Karras et al. 2022, Eq. 5).
+
+    Raises:
+        ValueError: If `max_time` is 1, where eta is infinite.
+    """
+    if not max_time < 1.0:
+        raise ValueError(
+            f'`time_grid="edm"` needs `max_time` < 1. Received: max_time={max_time!r}'
+        )
+    ends = np.array([max_time, min_time])
+    eta_max, eta_min = ops.convert_to_numpy(schedule.eta(ends)) ** (1.0 / rho)
+    eta = np.linspace(eta_max, eta_min, num_steps + 1) ** rho
+    times = np.asarray(ops.convert_to_numpy(schedule.inverse_eta(eta)), "float64")
+    times[[0, -1]] = ends
+    return times
+
+
+def eta_grid(
+    etas: Sequence[float],
+    schedule: schedules.Schedule,
+    min_time: float,
+    max_time: float,
+) -> np.ndarray:
+    """`max_time`, the times of the given eta in sampling order, `min_time`.
+
+    Raises:
+        ValueError: If the times do not fall.
+    """
+    etas = np.asarray(etas, "float64")
+    between = ops.convert_to_numpy(schedule.inverse_eta(etas))
+    times = np.concatenate([[max_time], between, [min_time]])
+    if not np.all(np.diff(times) < 0):
+        raise ValueError(
+            "`time_grid` as a list must hold falling values of eta between those of "
+            f"`max_time` and `min_time`. Received: time_grid={etas.tolist()}, "
+            f"max_time={max_time!r}, min_time={min_time!r}"
+        )
+    return times
+
+
+def time_grid(
+    identifier: str | Sequence[float],
+    num_steps: int,
+    schedule: schedules.Schedule,
+    min_time: float,
+    max_time: float,
+) -> np.ndarray:
+    """The grid "uniform", "edm", or of an explicit list of eta.
+
+    Args:
+        identifier: Name, or the values of eta between the ends, falling.
+        num_steps: Positive number of steps; a list of eta sets its own.
+        schedule: Noise schedule.
+        min_time: Start of the time range (epsilon in the paper).
+        max_time: End of the time range (T in the paper).
+
+    Returns:
+        float64 array of times in sampling order.
+
+    Raises:
+        ValueError: If the name is not known, the number of steps is not a positive
+            integer, or the times do not fall.
+    """
+    if not isinstance(identifier, str):
+        return eta_grid(identifier, schedule, min_time, max_time)
+    if not isinstance(num_steps, (int, np.integer)) or num_steps < 1:
+        raise ValueError(
+            f"`num_steps` must be a positive integer. Received: num_steps={num_steps!r}"
+        )
+    if identifier == "uniform":
+        return uniform_grid(num_steps, min_time, max_time)
+    if identifier == "edm":
+        return edm_grid(num_steps, schedule, min_time, max_time)
+    raise ValueError(
+        f"`time_grid` must be one of {', '.join(map(repr, TIME_GRIDS))} or a list of "
+        f"eta. Received: time_grid={identifier!r}"
+    )
+
+
+def pushforward(flow_map: Callable, x: Any, times: np.ndarray) -> Any:
+    """x <- f_{t_{i-1}, t_i}(x) along the grid (Algorithm 4).
+
+    Args:
+        flow_map: Function of x, t and s; t and s are floats.
+        x: Noise of standard deviation sigma_data, shape (batch, ...).
+        times: Grid in sampling order.
+
+    Returns:
+        Samples, the shape of `x`.
+    """
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        x = flow_map(x, t, s)
+    return x
+
+
+def restart(
+    flow_map: Callable,
+    x: Any,
+    times: np.ndarray,
+    schedule: schedules.Schedule,
+    renoise: Callable[[int], Any],
+) -> Any:
+    """Jumps to the data at every step and adds fresh noise (Algorithm 5).
+
+    Args:
+        flow_map: Function of x, t and s; t and s are floats.
+        x: Noise of standard deviation sigma_data, shape (batch, ...).
+        times: Grid in sampling order.
+        schedule: Noise schedule.
+        renoise: `renoise(i)` is fresh noise of standard deviation sigma_data, the
+            shape of `x`, to add after step i = 0, 1, ..., num_steps - 2.
+
+    Returns:
+        Samples, the shape of `x`.
+    """
+    min_time = times[-1]
+    for i, t in enumerate(times[:-1]):
+        x = flow_map(x, t, min_time)
+        if i < len(times) - 2:
+            t_next = ops.convert_to_tensor(
+                times[i + 1], keras.backend.standardize_dtype(x.dtype)
+            )
+            x = schedule.alpha(t_next) * x + schedule.sigma(t_next) * renoise(i)
+    return x

@@ -1,0 +1,184 @@
+"""Noise schedules: x_t = alpha(t) x + sigma(t) noise, data at t = 0, noise at 1."""
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_imm.precision import at_least_float32
+from keras_imm.registry import lookup
+
+
+class Schedule:
+    """What a noise schedule owes to the rest of the library.
+
+    A subclass gives `alpha`, `sigma`, `inverse_eta`, `rotation`, `rotation_rate`
+    and `eta_gap`; the rest follows. Every method takes times of any one shape, in
+    [0, 1], and returns a tensor of that shape, in float32 or the times' wider
+    dtype.
+    """
+
+    def alpha(self, t: Any) -> Any:
+        """Weight of the data in x_t."""
+        raise NotImplementedError
+
+    def sigma(self, t: Any) -> Any:
+        """Weight of the noise in x_t."""
+        raise NotImplementedError
+
+    def inverse_eta(self, eta: Any) -> Any:
+        """The time t with eta(t) = `eta`, for `eta` in [0, inf]."""
+        raise NotImplementedError
+
+    def inverse_reciprocal_eta(self, reciprocal_eta: Any) -> Any:
+        """The time t with 1 / eta(t) = `reciprocal_eta`, in [0, inf)."""
+        raise NotImplementedError
+
+    def rotation(self, s: Any, t: Any) -> Any:
+        """alpha(s) sigma(t) - alpha(t) sigma(s), without cancellation."""
+        raise NotImplementedError
+
+    def rotation_rate(self, t: Any) -> Any:
+        """alpha sigma' - alpha' sigma at `t`: the slope of `rotation` at s = t."""
+        raise NotImplementedError
+
+    def eta_gap(self, t: Any, decrement: Any) -> Any:
+        """t - eta^-1(eta(t) - decrement), without cancellation.
+
+        Args:
+            t: Times in [0, 1].
+            decrement: Same shape; 0 <= `decrement` <= eta(t).
+
+        Returns:
+            The gap, in [0, t].
+        """
+        raise NotImplementedError
+
+    def eta(self, t: Any) -> Any:
+        """sigma / alpha, in [0, inf]; infinite at t = 1."""
+        return self.sigma(t) / self.alpha(t)
+
+    def reciprocal_eta(self, t: Any) -> Any:
+        """alpha / sigma, in [0, inf]; infinite at t = 0."""
+        return self.alpha(t) / self.sigma(t)
+
+    def log_snr(self, t: Any) -> Any:
+        """Log signal-to-noise ratio 2 log(alpha / sigma), falling in `t`."""
+        return 2.0 * (ops.log(self.alpha(t)) - ops.log(self.sigma(t)))
+
+    def inverse_log_snr(self, log_snr: Any) -> Any:
+        """The time t with log_snr(t) = `log_snr`."""
+        return self.inverse_eta(ops.exp(-0.5 * at_least_float32(log_snr)))
+
+    def log_snr_decay(self, t: Any) -> Any:
+        """-d log_snr / dt, positive; infinite at t = 0 and t = 1."""
+        return 2.0 * self.rotation_rate(t) / (self.alpha(t) * self.sigma(t))
+
+    def squared_norm(self, t: Any) -> Any:
+        """alpha^2 + sigma^2."""
+        return ops.square(self.alpha(t)) + ops.square(self.sigma(t))
+
+    def ddim_coefficients(self, s: Any, t: Any) -> tuple[Any, Any]:
+        """Weights of x_t and of x in DDIM(x_t, x, s, t).
+
+        Returns:
+            sigma_s / sigma_t and alpha_s - (sigma_s / sigma_t) alpha_t, each of the
+            shape of `t`. At sigma_t = 0 they are 1 and 0, so that s = t is the
+            identity there too.
+        """
+        sigma_t = self.sigma(t)
+        is_data = ops.equal(sigma_t, 0.0)
+        divisor = ops.where(is_data, ops.ones_like(sigma_t), sigma_t)
+        skip = ops.where(is_data, ops.ones_like(sigma_t), self.sigma(s) / divisor)
+        return skip, self.rotation(s, t) / divisor
+
+    def get_config(self) -> dict:
+        """Constructor arguments, for saving."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "Schedule":
+        """The schedule that `get_config` described."""
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package="keras_imm")
+class FlowMatching(Schedule):
+    """Optimal-transport flow matching: alpha = 1 - t, sigma = t.
+
+    Reference: Lipman et al. 2023; IMM Sec. 2 and App. C.1.
+    """
+
+    def alpha(self, t: Any) -> Any:
+        return 1.0 - at_least_float32(t)
+
+    def sigma(self, t: Any) -> Any:
+        return at_least_float32(t)
+
+    def inverse_eta(self, eta: Any) -> Any:
+        # 1 / (1 + 1 / eta) has the right limits at 0 and at infinity.
+        return self.inverse_reciprocal_eta(1.0 / at_least_float32(eta))
+
+    def inverse_reciprocal_eta(self, reciprocal_eta: Any) -> Any:
+        return 1.0 / (1.0 + at_least_float32(reciprocal_eta))
+
+    def rotation(self, s: Any, t: Any) -> Any:
+        return at_least_float32(t) - at_least_float32(s)
+
+    def rotation_rate(self, t: Any) -> Any:
+        return ops.ones_like(at_least_float32(t))
+
+    def eta_gap(self, t: Any, decrement: Any) -> Any:
+        alpha = self.alpha(t)
+        # decrement <= eta, so that 1 - decrement alpha >= alpha.
+        return decrement * ops.square(alpha) / (1.0 - decrement * alpha)
+
+
+@keras.saving.register_keras_serializable(package="keras_imm")
+class Cosine(Schedule):
+    """Variance-preserving cosine: alpha = cos(pi t / 2), sigma = sin(pi t / 2).
+
+    Reference: Nichol & Dhariwal 2021; IMM Sec. 2 and App. C.1.
+    """
+
+    def alpha(self, t: Any) -> Any:
+        # cos(pi / 2) is -4e-8 in float32; this form is exactly 0 at t = 1.
+        return ops.sin((0.5 * math.pi) * (1.0 - at_least_float32(t)))
+
+    def sigma(self, t: Any) -> Any:
+        return ops.sin((0.5 * math.pi) * at_least_float32(t))
+
+    def inverse_eta(self, eta: Any) -> Any:
+        return (2.0 / math.pi) * ops.arctan(at_least_float32(eta))
+
+    def inverse_reciprocal_eta(self, reciprocal_eta: Any) -> Any:
+        reciprocal_eta = at_least_float32(reciprocal_eta)
+        one = ops.ones_like(reciprocal_eta)
+        return (2.0 / math.pi) * ops.arctan2(one, reciprocal_eta)
+
+    def rotation(self, s: Any, t: Any) -> Any:
+        return ops.sin((0.5 * math.pi) * (at_least_float32(t) - at_least_float32(s)))
+
+    def rotation_rate(self, t: Any) -> Any:
+        return (0.5 * math.pi) * ops.ones_like(at_least_float32(t))
+
+    def eta_gap(self, t: Any, decrement: Any) -> Any:
+        # tan(a - b) with tan a = eta and tan b = eta - decrement, multiplied by
+        # alpha^2 above and below so that it stays finite at t = 1.
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        product = sigma * (sigma - decrement * alpha)
+        tangent = decrement * ops.square(alpha) / (ops.square(alpha) + product)
+        return (2.0 / math.pi) * ops.arctan(tangent)
+
+
+_SCHEDULES = {"flow_matching": FlowMatching, "cosine": Cosine}
+
+
+def get(identifier: str | Schedule) -> Schedule:
+    """The schedule of that name ("flow_matching", "cosine"), or the object itself.
+
+    Raises:
+        ValueError: If the name is not known.
+    """
+    return lookup("schedule", identifier, _SCHEDULES, Schedule)

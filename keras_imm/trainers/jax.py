@@ -1,0 +1,94 @@
+"""The train step under JAX."""
+
+from typing import Any
+
+import jax
+import keras
+import jax.numpy as jnp
+
+
+class Trainer:
+    """Stateless steps of `(trainable, non_trainable, optimizer, metrics)`."""
+
+    def train_step(self, state: tuple, data: Any) -> tuple[dict, tuple]:
+        trainable, non_trainable, optimizer, metrics = state
+        variables = self.trainable_variables, self.non_trainable_variables
+
+        def stateless(function, trainable, non_trainable):
+            values = trainable, non_trainable, optimizer
+            mapping = []
+            for refs, new in zip((*variables, self.optimizer.variables), values):
+                mapping += zip(refs, new, strict=True)
+            with keras.StatelessScope(state_mapping=mapping) as scope:
+                result = function()
+            return result, [scope.get_current_value(v) for v in variables[1]]
+
+        def loss_and_gradients(particles, non_trainable):
+            # The masks drawn for the target are drawn again for the output.
+            y_target, _ = stateless(
+                lambda: self.compute_target(particles, training=True),
+                trainable,
+                non_trainable,
+            )
+            y_target = jax.lax.stop_gradient(y_target)
+
+            def scaled_loss(trainable):
+                def function():
+                    loss = self.compute_objective(particles, y_target, training=True)
+                    return self.optimizer.scale_loss(loss), loss
+
+                (scaled, loss), updates = stateless(function, trainable, non_trainable)
+                return scaled, (loss, updates)
+
+            gradients, (loss, updates) = jax.grad(scaled_loss, has_aux=True)(trainable)
+            return loss, gradients, updates
+
+        particles, non_trainable = stateless(
+            lambda: self.draw_particles(data, training=True), trainable, non_trainable
+        )
+        if self.accumulation_steps == 1:
+            loss, gradients, non_trainable = loss_and_gradients(
+                particles, non_trainable
+            )
+        else:
+
+            def body(carry, index):
+                loss_sum, gradient_sum, non_trainable = carry
+                loss, gradients, non_trainable = loss_and_gradients(
+                    self.micro_batch(particles, index), non_trainable
+                )
+                gradient_sum = jax.tree.map(jnp.add, gradient_sum, gradients)
+                return (loss_sum + loss, gradient_sum, non_trainable), None
+
+            zeros = jax.tree.map(jnp.zeros_like, trainable)
+            loss_dtype = jnp.result_type(particles.x_t)
+            carry = (jnp.zeros((), loss_dtype), zeros, non_trainable)
+            steps = self.accumulation_steps
+            (loss, gradients, non_trainable), _ = jax.lax.scan(
+                body, carry, jnp.arange(steps)
+            )
+            loss, gradients = jax.tree.map(lambda v: v / steps, (loss, gradients))
+
+        trainable, optimizer = self.optimizer.stateless_apply(
+            optimizer, gradients, trainable
+        )
+        logs, metrics = self._stateless_logs(loss, metrics)
+        return logs, (trainable, non_trainable, optimizer, metrics)
+
+    def test_step(self, state: tuple, data: Any) -> tuple[dict, tuple]:
+        trainable, non_trainable, metrics = state
+        variables = self.trainable_variables + self.non_trainable_variables
+        mapping = list(zip(variables, trainable + non_trainable, strict=True))
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            loss = self.evaluate_objective(data)
+        non_trainable = [
+            scope.get_current_value(v) for v in self.non_trainable_variables
+        ]
+        logs, metrics = self._stateless_logs(loss, metrics)
+        return logs, (trainable, non_trainable, metrics)
+
+    def _stateless_logs(self, loss: Any, metrics: list) -> tuple[dict, list]:
+        mapping = list(zip(self.metrics_variables, metrics, strict=True))
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            logs = self.update_logs(loss)
+        return logs, [scope.get_current_value(v) for v in self.metrics_variables]

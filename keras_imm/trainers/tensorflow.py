@@ -1,0 +1,98 @@
+"""The train step under TensorFlow."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+class Trainer:
+    """Steps for `tf.function`, alone or under a `tf.distribute` strategy."""
+
+    def train_step(self, data: Any) -> dict:
+        self._check_batch(data, self.group_size * self.accumulation_steps)
+        particles = self.draw_particles(data, training=True)
+        steps = self.accumulation_steps
+        if steps == 1:
+            loss, gradients = self._loss_and_gradients(particles)
+        else:
+
+            def body(index, loss_sum, gradient_sum):
+                loss, gradients = self._loss_and_gradients(
+                    self.micro_batch(particles, index)
+                )
+                gradients = map(tf.convert_to_tensor, gradients)
+                gradients = [a + b for a, b in zip(gradient_sum, gradients)]
+                return index + 1, loss_sum + loss, gradients
+
+            zeros = [tf.zeros(v.shape, v.dtype) for v in self.trainable_variables]
+            _, loss, gradients = tf.while_loop(
+                lambda index, *_: index < steps,
+                body,
+                (0, tf.zeros((), particles.x_t.dtype), zeros),
+                parallel_iterations=1,
+            )
+            loss, gradients = loss / steps, [g / steps for g in gradients]
+        self.optimizer.apply_gradients(
+            list(zip(gradients, self.trainable_variables, strict=True))
+        )
+        return self.update_logs(loss)
+
+    def _loss_and_gradients(self, particles: Any) -> tuple[Any, list]:
+        # Outside the tape: the target keeps no activations.
+        y_target = tf.stop_gradient(self.compute_target(particles, training=True))
+        weights = [v.value for v in self.trainable_variables]
+        with tf.GradientTape() as tape:
+            loss = self.compute_objective(particles, y_target, training=True)
+            # The optimizer adds up the gradients of the replicas.
+            replicas = self.distribute_strategy.num_replicas_in_sync
+            scaled = self.optimizer.scale_loss(loss / replicas)
+        unused = "none" if self.accumulation_steps == 1 else "zero"
+        return loss, tape.gradient(scaled, weights, unconnected_gradients=unused)
+
+    def test_step(self, data: Any) -> dict:
+        self._check_batch(data, self.group_size)
+        return self.update_logs(self.evaluate_objective(data))
+
+    def make_train_function(self, force: bool = False) -> Callable:
+        if self.train_function is None or force:
+            super().make_train_function(force=True)
+            self.train_function = _raise_value_error(self.train_function)
+        return self.train_function
+
+    def make_test_function(self, force: bool = False) -> Callable:
+        if self.test_function is None or force:
+            super().make_test_function(force=True)
+            self.test_function = _raise_value_error(self.test_function)
+        return self.test_function
+
+    def _check_batch(self, data: Any, multiple: int) -> None:
+        """Checks at run time what `draw_particles` cannot see in a graph."""
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        if x.shape[0] is None:
+            batch = tf.shape(x)[0]
+            tf.debugging.Assert(
+                batch % multiple == 0,
+                [
+                    "The batch size must be a multiple of `group_size` times "
+                    f"`accumulation_steps`. Received: group_size={self.group_size}, "
+                    f"accumulation_steps={self.accumulation_steps}, batch size",
+                    batch,
+                ],
+            )
+
+
+def _raise_value_error(function: Callable) -> Callable:
+    """Turns a failed batch check in a graph into the ValueError of eager code."""
+
+    def checked(*args):
+        try:
+            return function(*args)
+        except tf.errors.InvalidArgumentError as error:
+            lines = [line for line in str(error).splitlines() if "`group_size`" in line]
+            if not lines:
+                raise
+            raise ValueError(" ".join(lines)) from None
+
+    return checked
