@@ -1,33 +1,38 @@
 """The model: a backbone and the pieces that turn it into a flow map."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_imm import (
-    compilation,
     kernels,
     objective,
     parameterizations,
-    samplers,
     schedules,
     time_mappings,
     trainers,
     weightings,
 )
+from keras_imm.generation import Generation
 from keras_imm.precision import at_least_float32
+from keras_imm.seeds import assign_state, mix_seeds, random_states
+from keras_imm.validation import (
+    check_choice,
+    check_fraction,
+    check_instance,
+    check_integer,
+    check_positive_number,
+)
 
 _PIECES = ("schedule", "parameterization", "time_mapping", "kernel", "weighting")
-_LONG_REQUEST = 32  # network evaluations from which `generate` shows a progress bar
 _EVALUATION_STREAM = 1
 
 
 @keras.saving.register_keras_serializable(package="keras_imm")
-class IMM(trainers.get(), keras.Model):
+class IMM(Generation, trainers.get(), keras.Model):
     """Inductive Moment Matching: a few-step generator trained in one stage.
 
     The model learns a flow map f_{s,t} that carries samples at time t to time s, by
@@ -117,25 +122,18 @@ class IMM(trainers.get(), keras.Model):
         time_mapping = time_mappings.get(time_mapping)
         kernel = kernels.get(kernel)
         weighting = weightings.get(weighting)
-        _check_instance("backbone", backbone, keras.layers.Layer)
-        _check_choice("second_time", second_time, ("s", "stride"))
-        _check_positive_number("time_scale", time_scale)
-        _check_positive_number("sigma_data", sigma_data)
-        _check_positive_integer("group_size", group_size)
-        _check_positive_integer("accumulation_steps", accumulation_steps)
+        check_instance("backbone", backbone, keras.layers.Layer)
+        check_choice("second_time", second_time, ("s", "stride"))
+        check_positive_number("time_scale", time_scale)
+        check_positive_number("sigma_data", sigma_data)
+        check_integer("group_size", group_size, at_least=1)
+        check_integer("accumulation_steps", accumulation_steps, at_least=1)
+        check_integer("seed", seed, at_least=0)
+        check_fraction("label_dropout", label_dropout)
         if not 0.0 <= min_time < max_time <= 1.0:
             raise ValueError(
                 "Times must satisfy 0 <= `min_time` < `max_time` <= 1. "
                 f"Received: min_time={min_time!r}, max_time={max_time!r}"
-            )
-        if not 0.0 <= label_dropout <= 1.0:
-            raise ValueError(
-                "`label_dropout` must be in [0, 1]. "
-                f"Received: label_dropout={label_dropout!r}"
-            )
-        if not isinstance(seed, (int, np.integer)) or seed < 0:
-            raise ValueError(
-                f"`seed` must be a non-negative integer. Received: seed={seed!r}"
             )
         parameterization.check(schedule)
         time_mapping.check(schedule, min_time, max_time)
@@ -161,7 +159,7 @@ class IMM(trainers.get(), keras.Model):
         self.seed = int(seed)
         self.num_classes = int(getattr(backbone, "num_classes", 0) or 0)
         self.data_shape = _known_data_shape(backbone)
-        self.seed_generator = keras.random.SeedGenerator(_mix(self.seed))
+        self.seed_generator = keras.random.SeedGenerator(mix_seeds(self.seed))
         self.objective = objective.MomentMatching(
             schedule,
             parameterization,
@@ -286,7 +284,7 @@ class IMM(trainers.get(), keras.Model):
 
     def compute_target(self, particles: Any, training: bool) -> Any:
         """The target pass. The masks that dropout drew are drawn again afterwards."""
-        states = [v for v in self._random_states() if v is not self._own_state]
+        states = [v for v in random_states(self) if v is not self.seed_generator.state]
         before = [v.value * 1 for v in states]
         y_target = self.objective.target(self._flow_map(training), particles)
         for state, value in zip(states, before, strict=True):
@@ -310,18 +308,6 @@ class IMM(trainers.get(), keras.Model):
 
     def _flow_map(self, training: bool) -> objective.FlowMap:
         return lambda x, t, s, labels: self(x, t, s, labels, training=training)
-
-    @property
-    def _own_state(self) -> keras.Variable:
-        return self.seed_generator.state
-
-    def _random_states(self) -> list[keras.Variable]:
-        """States of every random stream: the model's, and its dropout layers'."""
-        return [
-            v
-            for v in self.non_trainable_variables
-            if v.name.startswith("seed_generator_state")
-        ]
 
     # -- Keras's methods, where IMM differs
 
@@ -413,306 +399,14 @@ class IMM(trainers.get(), keras.Model):
         the model's seed, so the same weights and data give the same loss. The
         stream that training draws from does not move.
         """
-        state = ops.convert_to_numpy(self._own_state)
-        _assign_state(self._own_state, [_mix(self.seed, _EVALUATION_STREAM), 0])
+        state = ops.convert_to_numpy(self.seed_generator.state)
+        assign_state(
+            self.seed_generator.state, [mix_seeds(self.seed, _EVALUATION_STREAM), 0]
+        )
         try:
             return super().evaluate(*args, **kwargs)
         finally:
-            _assign_state(self._own_state, state)
-
-    def predict(
-        self,
-        x: Any,
-        batch_size: int | None = None,
-        verbose: str | int = "auto",
-        steps: int | None = None,
-        callbacks: list | None = None,
-    ) -> np.ndarray:
-        """Samples with the model's default sampler.
-
-        Args:
-            x: Integer labels of shape (num_samples,), or for an unconditional model
-                noise of standard deviation 1, shape (num_samples, ...). An array, or
-                an iterable of batches.
-            batch_size: Rows in one pass of the network. Default: 32 for arrays.
-            verbose: As in `generate`.
-            steps: Batches to take from an iterable.
-            callbacks: Keras callbacks.
-
-        Returns:
-            float32 array (num_samples, ...).
-        """
-        if hasattr(x, "shape") or isinstance(x, (list, tuple)):
-            batches = [x]
-        else:
-            batches = x if steps is None else (b for b, _ in zip(x, range(steps)))
-        callbacks = keras.callbacks.CallbackList(callbacks, model=self)
-        callbacks.on_predict_begin()
-        outputs = []
-        for i, batch in enumerate(batches):
-            batch, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-            batch = ops.convert_to_numpy(batch)
-            callbacks.on_predict_batch_begin(i)
-            given = {"labels": batch} if self.num_classes else {"noise": batch}
-            size = batch_size or 32
-            outputs.append(self.generate(**given, batch_size=size, verbose=verbose))
-            callbacks.on_predict_batch_end(i, {"outputs": outputs[-1]})
-        callbacks.on_predict_end()
-        return np.concatenate(outputs)
-
-    # -- Sampling
-
-    def flow_map(
-        self,
-        x_t: Any,
-        t: Any,
-        s: Any,
-        labels: Any = None,
-        guidance_scale: float | None = None,
-        weights: str = "ema",
-    ) -> Any:
-        """f_{s,t}(x_t), compiled and without gradient.
-
-        `model(x_t, t, s, ...)` is the same with the raw weights, differentiable.
-
-        Args:
-            x_t: Samples at time t, shape (batch, ...).
-            t: Times in [0, 1], shape (batch,) or a scalar.
-            s: Times in [0, t], shape (batch,) or a scalar.
-            labels: Integers in [0, num_classes], shape (batch,). Default: the null
-                label.
-            guidance_scale: Weight of classifier-free guidance (Eq. 14), or None
-                for 1.
-            weights: "ema" for the optimizer's averages, "raw" for the model's own.
-                Without an averaging optimizer, or before its first step, the two
-                are the same.
-
-        Returns:
-            Tensor of the shape of x_t, float32 or the wider dtype of x_t.
-
-        Raises:
-            ValueError: If the times are out of order or range, the labels out of
-                range, or an argument not known.
-        """
-        for name, time in (("t", t), ("s", s)):
-            time = ops.convert_to_numpy(time)
-            if not np.all((time >= 0.0) & (time <= 1.0)):
-                raise ValueError(f"`{name}` must be in [0, 1]. Received: {name}={time}")
-        if np.any(ops.convert_to_numpy(s) > ops.convert_to_numpy(t)):
-            raise ValueError(f"Times must satisfy s <= t. Received: s={s}, t={t}")
-        labels = self._check_labels(labels)
-        x_t = at_least_float32(x_t)
-        return self._jump(self._weights(weights), labels, guidance_scale)(x_t, t, s)
-
-    def generate(
-        self,
-        labels: Any = None,
-        num_samples: int | None = None,
-        num_steps: int = 2,
-        guidance_scale: float | None = None,
-        sampler: str = "pushforward",
-        time_grid: str | Sequence[float] = "uniform",
-        weights: str = "ema",
-        noise: Any = None,
-        seed: int | None = None,
-        batch_size: int = 256,
-        verbose: str | int = "auto",
-    ) -> np.ndarray:
-        """Generates samples from noise.
-
-        Args:
-            labels: Integer labels in [0, num_classes], shape (num_samples,) or a
-                scalar. Default: the null label.
-            num_samples: Number of samples. Default: as many as labels or rows of
-                noise, else 1.
-            num_steps: Network evaluations per sample, a positive integer.
-            guidance_scale: Weight of classifier-free guidance (Eq. 14), or None
-                for 1.
-            sampler: "pushforward" (Algorithm 4) or "restart" (Algorithm 5).
-            time_grid: "uniform" (Eq. 117), "edm" (Eq. 118), or the values of
-                eta = sigma / alpha between `max_time` and `min_time` in sampling
-                order: a list of n makes n + 1 steps, such as [1.4] for two.
-            weights: "ema" for the optimizer's averages, "raw" for the model's own.
-                Without an averaging optimizer, or before its first step, the two
-                are the same.
-            noise: Standard-normal noise to start from, shape (num_samples, ...).
-                Makes the pushforward sampler repeatable across backends.
-            seed: Non-negative integer that makes the samples repeatable on one
-                backend for one `batch_size`. Default: the model's random stream.
-            batch_size: Samples in one pass of the network.
-            verbose: 0 for silence, 1 for a progress bar, "auto" for a progress bar
-                on long requests.
-
-        Returns:
-            float32 array (num_samples, ...) in the range of the training data.
-
-        Raises:
-            ValueError: If labels are out of range, sizes disagree, or an argument
-                is not known.
-        """
-        _check_choice("sampler", sampler, samplers.SAMPLERS)
-        times = samplers.time_grid(
-            time_grid, num_steps, self.schedule, self.min_time, self.max_time
-        )
-        if num_steps not in (2, len(times) - 1):
-            raise ValueError(
-                f"`time_grid` as a list of {len(times) - 2} makes {len(times) - 1} "
-                f"steps. Received: num_steps={num_steps}"
-            )
-        labels = self._check_labels(labels)
-        count, labels, noise = self._check_request(labels, num_samples, noise)
-        _check_positive_integer("batch_size", batch_size)
-        batch_size = min(batch_size, count)
-        generator = self._sampling_stream(seed)
-        values = self._weights(weights)
-
-        starts = range(0, count, batch_size)
-        evaluations = len(starts) * (len(times) - 1)
-        verbose = evaluations >= _LONG_REQUEST if verbose == "auto" else verbose
-        progress = keras.utils.Progbar(evaluations, verbose=int(bool(verbose)))
-
-        def fresh_noise(*_):
-            shape = (batch_size, *self.data_shape)
-            return keras.random.normal(shape, seed=generator) * self.sigma_data
-
-        samples = []
-        for start in starts:
-            rows = _padded_rows(start, batch_size, count)
-            x = fresh_noise() if noise is None else noise[rows] * self.sigma_data
-            jump = self._jump(
-                values, None if labels is None else labels[rows], guidance_scale
-            )
-
-            def step(x, t, s, jump=jump):
-                x = jump(x, t, s)
-                progress.add(1)
-                return x
-
-            x = at_least_float32(x)
-            if sampler == "pushforward":
-                x = samplers.pushforward(step, x, times)
-            else:
-                x = samplers.restart(step, x, times, self.schedule, fresh_noise)
-            samples.append(ops.convert_to_numpy(x)[: count - start])
-        return np.concatenate(samples).astype("float32")
-
-    def _jump(self, values: list, labels: Any, guidance_scale: float | None):
-        """The compiled flow map of given weights and labels: (x, t, s) -> x_s."""
-        if guidance_scale is not None and not self.num_classes:
-            raise ValueError(
-                "`guidance_scale` needs a backbone with `num_classes` > 0. "
-                f"Received: guidance_scale={guidance_scale!r}"
-            )
-        if self.num_classes:
-            labels = None if labels is None else ops.convert_to_tensor(labels, "int32")
-        if guidance_scale is not None:
-            guidance_scale = at_least_float32(guidance_scale)
-        if self._compiled_flow_map is None:
-            self._compiled_flow_map = self._compile_flow_map()
-
-        def jump(x, t, s):
-            t, s = (ops.cast(at_least_float32(time), x.dtype) for time in (t, s))
-            return self._compiled_flow_map(values, x, t, s, labels, guidance_scale)
-
-        return jump
-
-    def _compile_flow_map(self):
-        variables = self._state()
-
-        def flow_map(values, x_t, t, s, labels, guidance_scale):
-            mapping = list(zip(variables, values, strict=True))
-            with keras.StatelessScope(state_mapping=mapping):
-                return self(x_t, t, s, labels, guidance_scale, training=False)
-
-        if self.run_eagerly:
-            return flow_map
-        return compilation.compile_function(flow_map, self.jit_compile)
-
-    def _state(self) -> list[keras.Variable]:
-        return self.trainable_variables + self.non_trainable_variables
-
-    def _weights(self, weights: str) -> list:
-        """Values of `_state()`: raw, or with the optimizer's averages."""
-        _check_choice("weights", weights, ("ema", "raw"))
-        if not self.built:
-            raise ValueError(
-                "The shape of the data is not known yet: train the model, call it on "
-                "data, or `build` it before sampling."
-            )
-        trainable = self.trainable_variables
-        if weights == "ema":
-            trainable = self._averages() or trainable
-        return [v.value for v in trainable + self.non_trainable_variables]
-
-    def _averages(self) -> list[keras.Variable] | None:
-        """The optimizer's averaged weights, once it has made a step."""
-        optimizer = getattr(self, "optimizer", None)
-        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        if optimizer is None or not optimizer.built or not optimizer.use_ema:
-            return None
-        if int(ops.convert_to_numpy(optimizer.iterations)) == 0:
-            return None
-        return list(optimizer._model_variables_moving_average)
-
-    def _sampling_stream(self, seed: int | None) -> keras.random.SeedGenerator:
-        if seed is None:
-            return self.seed_generator
-        if not isinstance(seed, (int, np.integer)) or seed < 0:
-            raise ValueError(
-                f"`seed` must be a non-negative integer or None. Received: seed={seed!r}"
-            )
-        return keras.random.SeedGenerator(_mix(int(seed)))
-
-    def _check_labels(self, labels: Any) -> np.ndarray | None:
-        if labels is None:
-            return None
-        if not self.num_classes:
-            raise ValueError(
-                "The backbone is unconditional (num_classes=0). "
-                f"Received: labels={labels!r}"
-            )
-        labels = np.asarray(ops.convert_to_numpy(labels))
-        if labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(
-                "`labels` must be integers of shape (num_samples,). "
-                f"Received: shape {labels.shape}, dtype {labels.dtype}"
-            )
-        outside = labels[(labels < 0) | (labels > self.num_classes)]
-        if outside.size:
-            raise ValueError(
-                f"`labels` must be in [0, {self.num_classes}], where "
-                f"{self.num_classes} is the null label. Received: {outside[0]}"
-            )
-        return labels
-
-    def _check_request(
-        self, labels: np.ndarray | None, num_samples: int | None, noise: Any
-    ) -> tuple[int, np.ndarray | None, np.ndarray | None]:
-        """The number of samples that all arguments agree on."""
-        if num_samples is not None:
-            _check_positive_integer("num_samples", num_samples)
-        sizes = {"num_samples": num_samples}
-        if noise is not None:
-            noise = np.asarray(ops.convert_to_numpy(noise))
-            if noise.shape[1:] != self.data_shape:
-                raise ValueError(
-                    f"`noise` must have shape (num_samples, "
-                    f"{', '.join(map(str, self.data_shape or ()))}). "
-                    f"Received: shape {noise.shape}"
-                )
-            sizes["noise"] = len(noise)
-        if labels is not None and labels.ndim == 1:
-            sizes["labels"] = len(labels)
-        known = {name: size for name, size in sizes.items() if size is not None}
-        if len(set(known.values())) > 1 or 0 in known.values():
-            raise ValueError(
-                "`num_samples`, `labels` and `noise` must agree on a positive number "
-                f"of samples. Received: {known}"
-            )
-        count = next(iter(known.values()), 1)
-        if labels is not None:
-            labels = np.broadcast_to(labels, (count,))
-        return count, labels, noise
+            assign_state(self.seed_generator.state, state)
 
     # -- Saving and loading
 
@@ -760,18 +454,18 @@ class IMM(trainers.get(), keras.Model):
 
     def save_own_variables(self, store: dict) -> None:
         """Saves the states of the random streams, which Keras leaves out."""
-        for i, state in enumerate(self._random_states()):
+        for i, state in enumerate(random_states(self)):
             store[f"random_state_{i}"] = ops.convert_to_numpy(state).astype("int64")
 
     def load_own_variables(self, store: dict) -> None:
         """Restores the states of the random streams."""
-        states = self._random_states()
+        states = random_states(self)
         if len(store.keys()) != len(states):
             raise ValueError(
                 f"Expected {len(states)} random states, found {len(store.keys())}."
             )
         for i, state in enumerate(states):
-            _assign_state(state, store[f"random_state_{i}"])
+            assign_state(state, store[f"random_state_{i}"])
 
     def load_weights(self, filepath: Any, **kwargs: Any) -> None:
         """As `keras.Model.load_weights`; a file that does not fit changes nothing.
@@ -800,48 +494,3 @@ def _known_data_shape(backbone: keras.layers.Layer) -> tuple | None:
     if shape is None and getattr(backbone, "inputs", None):
         shape = backbone.inputs[0].shape[1:]
     return None if shape is None else tuple(shape)
-
-
-def _mix(*seeds: int) -> int:
-    """A 31-bit seed, so that streams of neighbouring seeds share no draws.
-
-    Keras's generators under PyTorch add a counter to the seed: without this, seed 0
-    at its second draw would be seed 1 at its first.
-    """
-    return int(np.random.SeedSequence(seeds).generate_state(1)[0] >> 1)
-
-
-def _assign_state(state: keras.Variable, value: Any) -> None:
-    state.assign(ops.convert_to_tensor(np.asarray(value), state.dtype))
-
-
-def _padded_rows(start: int, batch_size: int, count: int) -> np.ndarray:
-    """Rows of one batch; the last batch repeats the last row to keep its size."""
-    return np.minimum(np.arange(start, start + batch_size), count - 1)
-
-
-def _check_instance(name: str, value: Any, kind: type) -> None:
-    if not isinstance(value, kind):
-        raise ValueError(
-            f"`{name}` must be a {kind.__name__}. Received: {name}={value!r}"
-        )
-
-
-def _check_choice(name: str, value: Any, choices: tuple) -> None:
-    if value not in choices:
-        allowed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(
-            f"`{name}` must be one of {allowed}. Received: {name}={value!r}"
-        )
-
-
-def _check_positive_number(name: str, value: Any) -> None:
-    if not value > 0:
-        raise ValueError(f"`{name}` must be positive. Received: {name}={value!r}")
-
-
-def _check_positive_integer(name: str, value: Any) -> None:
-    if not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(
-            f"`{name}` must be a positive integer. Received: {name}={value!r}"
-        )

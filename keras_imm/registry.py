@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def lookup(argument: str, identifier: Any, known: Mapping[str, type], kind: type):
+def lookup(
+    argument: str, identifier: Any, known: Mapping[str, type], kind: type
+) -> Any:
     """Returns `identifier` if it is a `kind`, or a default one of that name.
 
     Args:

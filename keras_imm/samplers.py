@@ -4,6 +4,7 @@ A time grid is a NumPy array T = t_N > ... > t_0 = epsilon in sampling order, so
 `num_steps` steps take `num_steps + 1` times.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_imm import schedules
+from keras_imm.validation import check_integer
 
 SAMPLERS = ("pushforward", "restart")
 TIME_GRIDS = ("uniform", "edm")
@@ -94,10 +96,7 @@ def time_grid(
     """
     if not isinstance(identifier, str):
         return eta_grid(identifier, schedule, min_time, max_time)
-    if not isinstance(num_steps, (int, np.integer)) or num_steps < 1:
-        raise ValueError(
-            f"`num_steps` must be a positive integer. Received: num_steps={num_steps!r}"
-        )
+    check_integer("num_steps", num_steps, at_least=1)
     if identifier == "uniform":
         return uniform_grid(num_steps, min_time, max_time)
     if identifier == "edm":
@@ -119,7 +118,7 @@ def pushforward(flow_map: Callable, x: Any, times: np.ndarray) -> Any:
     Returns:
         Samples, the shape of `x`.
     """
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in itertools.pairwise(times):
         x = flow_map(x, t, s)
     return x
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 import jax
-import keras
 import jax.numpy as jnp
+import keras
 
 
 class Trainer:
@@ -15,10 +15,9 @@ class Trainer:
         variables = self.trainable_variables, self.non_trainable_variables
 
         def stateless(function, trainable, non_trainable):
-            values = trainable, non_trainable, optimizer
-            mapping = []
-            for refs, new in zip((*variables, self.optimizer.variables), values):
-                mapping += zip(refs, new, strict=True)
+            references = [*variables[0], *variables[1], *self.optimizer.variables]
+            values = [*trainable, *non_trainable, *optimizer]
+            mapping = list(zip(references, values, strict=True))
             with keras.StatelessScope(state_mapping=mapping) as scope:
                 result = function()
             return result, [scope.get_current_value(v) for v in variables[1]]

@@ -22,8 +22,10 @@ class Trainer:
                 loss, gradients = self._loss_and_gradients(
                     self.micro_batch(particles, index)
                 )
-                gradients = map(tf.convert_to_tensor, gradients)
-                gradients = [a + b for a, b in zip(gradient_sum, gradients)]
+                gradients = [
+                    total + tf.convert_to_tensor(gradient)
+                    for total, gradient in zip(gradient_sum, gradients, strict=True)
+                ]
                 return index + 1, loss_sum + loss, gradients
 
             zeros = [tf.zeros(v.shape, v.dtype) for v in self.trainable_variables]

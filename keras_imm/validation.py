@@ -1,0 +1,54 @@
+"""Checks of arguments that several constructors share."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+
+def check_instance(name: str, value: Any, kind: type) -> None:
+    """Raises ValueError unless `value` is a `kind`."""
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"`{name}` must be a {kind.__name__}. Received: {name}={value!r}"
+        )
+
+
+def check_choice(name: str, value: Any, choices: tuple) -> None:
+    """Raises ValueError unless `value` is one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        allowed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(
+            f"`{name}` must be one of {allowed}. Received: {name}={value!r}"
+        )
+
+
+def check_positive_number(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is a finite number above 0."""
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise ValueError(
+            f"`{name}` must be a finite number above 0. Received: {name}={value!r}"
+        )
+
+
+def check_fraction(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is a number in [0, 1]."""
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise ValueError(
+            f"`{name}` must be a number in [0, 1]. Received: {name}={value!r}"
+        )
+
+
+def check_integer(name: str, value: Any, at_least: int) -> None:
+    """Raises ValueError unless `value` is an integer of at least `at_least`."""
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_integer or value < at_least:
+        raise ValueError(
+            f"`{name}` must be an integer of at least {at_least}. "
+            f"Received: {name}={value!r}"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    kinds = (int, float, np.integer, np.floating)
+    return isinstance(value, kinds) and not isinstance(value, bool)

@@ -1,0 +1,56 @@
+"""Settings and small models that the tests share."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+import keras
+import numpy as np
+import pytest
+
+import keras_imm
+
+
+@pytest.fixture(scope="session")
+def backend() -> str:
+    return keras.backend.backend()
+
+
+@pytest.fixture
+def make_model():
+    """Makes a small conditional IMM on 4x4 images, with random non-zero outputs."""
+
+    def make(compile_options=None, dropout=0.0, num_classes=3, seed=0, **options):
+        backbone = keras_imm.backbones.DiT(
+            image_shape=(4, 4, 1),
+            patch_size=2,
+            hidden_size=16,
+            depth=1,
+            num_heads=2,
+            num_classes=num_classes,
+            dropout=dropout,
+        )
+        model = keras_imm.IMM(backbone, seed=seed, **options)
+        rng = np.random.default_rng(7)
+        for v in model.trainable_variables:
+            v.assign(0.3 * rng.standard_normal(v.shape).astype("float32"))
+        if compile_options is not None:
+            optimizer = compile_options.pop("optimizer", None) or keras.optimizers.Adam(
+                1e-2, epsilon=1e-8, use_ema=True, ema_momentum=0.9
+            )
+            model.compile(optimizer=optimizer, **compile_options)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    rng = np.random.default_rng(1)
+    return 0.5 * rng.standard_normal((32, 4, 4, 1)).astype("float32")
+
+
+@pytest.fixture
+def labels() -> np.ndarray:
+    return (np.arange(32) % 3).astype("int32")
