@@ -1,0 +1,154 @@
+"""The block of the diffusion transformer."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_imm.layers.self_attention import SelfAttention
+from keras_imm.layers.validation import check_boolean, check_rate
+from keras_imm.seeds import mix_seeds
+from keras_imm.validation import check_integer, check_positive_number
+
+
+@keras.saving.register_keras_serializable(package="keras_imm")
+class DiTBlock(keras.layers.Layer):
+    """Transformer block with adaptive layer normalization (adaLN-Zero).
+
+    With modulations `(shift, scale, gate)` for attention and for the perceptron, all
+    six from one Dense layer on the conditioning vector:
+
+        h = h + gate_1 * attention((1 + scale_1) * norm(h) + shift_1)
+        h = h + gate_2 * mlp((1 + scale_2) * norm(h) + shift_2)
+
+    The Dense layer starts at zero, so a new block is the identity.
+
+    Args:
+        num_heads: Integer; divides the width of the tokens.
+        mlp_ratio: Float above 0. Width of the perceptron's hidden layer over that of
+            the tokens. Defaults to 4.
+        qk_norm: Boolean. Whether queries and keys are normalized. Defaults to False.
+        dropout: Float in [0, 1). Dropout rate after the attention projection and
+            after both layers of the perceptron. Defaults to 0.
+        seed: Integer, at least 0. Seed of the dropout masks. Defaults to 0.
+        **kwargs: Other arguments of `keras.layers.Layer`, such as `name`, `dtype`.
+
+    Call arguments:
+        tokens: Tensor of shape `(batch, tokens, hidden_size)`.
+        conditioning: Tensor of shape `(batch, 1, hidden_size)`: the conditioning
+            vector after its SiLU, which is the same for all blocks.
+        training: Boolean. Whether dropout is active.
+
+    Returns:
+        A tensor of the shape of `tokens` in the compute dtype.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+
+    ```python
+    block = keras_imm.layers.DiTBlock(num_heads=4)
+    tokens = np.zeros((1, 16, 64), "float32")
+    conditioning = np.zeros((1, 1, 64), "float32")
+    tokens = block(tokens, conditioning)
+    ```
+
+    Reference:
+        - [Peebles & Xie, 2023](https://arxiv.org/abs/2212.09748), Section 3.2
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qk_norm: bool = False,
+        dropout: float = 0.0,
+        seed: int = 0,
+        **kwargs,
+    ):
+        check_integer("num_heads", num_heads, at_least=1)
+        check_positive_number("mlp_ratio", mlp_ratio)
+        check_boolean("qk_norm", qk_norm)
+        check_rate("dropout", dropout)
+        check_integer("seed", seed, at_least=0)
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.mlp_ratio = mlp_ratio
+        self.qk_norm = qk_norm
+        self.dropout = dropout
+        self.seed = seed
+
+    def build(self, tokens_shape, conditioning_shape) -> None:
+        hidden_size = tokens_shape[-1]
+        mlp_size = int(hidden_size * self.mlp_ratio)
+
+        self.modulation = keras.layers.Dense(
+            6 * hidden_size,
+            kernel_initializer="zeros",
+            dtype=self.dtype_policy,
+            name="modulation",
+        )
+        self.modulation.build(conditioning_shape)
+        self.attention = SelfAttention(
+            self.num_heads,
+            qk_norm=self.qk_norm,
+            dtype=self.dtype_policy,
+            name="attention",
+        )
+        self.attention.build(tokens_shape)
+        self.mlp_hidden = keras.layers.Dense(
+            mlp_size, dtype=self.dtype_policy, name="mlp_hidden"
+        )
+        self.mlp_hidden.build(tokens_shape)
+        self.mlp_output = keras.layers.Dense(
+            hidden_size, dtype=self.dtype_policy, name="mlp_output"
+        )
+        self.mlp_output.build((*tokens_shape[:-1], mlp_size))
+        if self.dropout > 0:
+            self.attention_dropout, self.hidden_dropout, self.output_dropout = (
+                keras.layers.Dropout(
+                    self.dropout,
+                    seed=mix_seeds(self.seed, index),
+                    dtype=self.dtype_policy,
+                    name=name,
+                )
+                for index, name in enumerate(
+                    ("attention_dropout", "hidden_dropout", "output_dropout")
+                )
+            )
+
+    def call(self, tokens, conditioning, training=None) -> Any:
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = ops.split(
+            self.modulation(conditioning), 6, axis=-1
+        )
+        normed = ops.layer_normalization(tokens, epsilon=1e-6)
+        attended = self.attention((1 + scale_1) * normed + shift_1)
+        if self.dropout > 0:
+            attended = self.attention_dropout(attended, training=training)
+        tokens = tokens + gate_1 * attended
+        normed = ops.layer_normalization(tokens, epsilon=1e-6)
+        return tokens + gate_2 * self.mlp((1 + scale_2) * normed + shift_2, training)
+
+    def mlp(self, tokens, training) -> Any:
+        tokens = ops.gelu(self.mlp_hidden(tokens), approximate=True)
+        if self.dropout > 0:
+            tokens = self.hidden_dropout(tokens, training=training)
+        tokens = self.mlp_output(tokens)
+        if self.dropout > 0:
+            tokens = self.output_dropout(tokens, training=training)
+        return tokens
+
+    def compute_output_shape(self, tokens_shape, conditioning_shape) -> tuple:
+        return tokens_shape
+
+    def get_config(self) -> dict:
+        config = super().get_config()
+        config.update(
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            qk_norm=self.qk_norm,
+            dropout=self.dropout,
+            seed=self.seed,
+        )
+        return config
