@@ -1,0 +1,1 @@
+"""Published weights, mapped to ours."""
