@@ -141,6 +141,7 @@ class IMM(Generation, trainers.get(), keras.Model):
         # Coefficients and times are never cast to the backbone's half precision.
         kwargs.setdefault("dtype", backbone.dtype_policy)
         super().__init__(autocast=False, **kwargs)
+        self._allow_non_tensor_positional_args = True  # model(x_t, 0.9, 0.1)
         self.backbone = backbone
         self.schedule = schedule
         self.parameterization = parameterization

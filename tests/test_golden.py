@@ -21,10 +21,9 @@ def channels_last(x):
     return np.moveaxis(x, -3, -1)
 
 
-@pytest.fixture(scope="module", params=GOLDEN, ids=lambda path: path.stem)
-def golden(request):
+def load(path, policy=None):
     """The file's arrays and an IMM with its settings and weights."""
-    arrays = dict(np.load(request.param))
+    arrays = dict(np.load(path))
     config = json.loads(str(arrays["config_json"]))
     side, channels = config["img_resolution"], config["img_channels"]
     backbone = keras_imm.backbones.DiT(
@@ -34,6 +33,7 @@ def golden(request):
         depth=config["depth"],
         num_heads=config["num_heads"],
         num_classes=config["num_classes"],
+        dtype=policy,
     )
     model = keras_imm.IMM(
         backbone,
@@ -57,6 +57,11 @@ def golden(request):
     return arrays, model
 
 
+@pytest.fixture(scope="module", params=GOLDEN, ids=lambda path: path.stem)
+def golden(request):
+    return load(request.param)
+
+
 def test_there_are_four_golden_files():
     assert len(GOLDEN) == 4
 
@@ -68,12 +73,13 @@ def test_flow_map(golden):
     np.testing.assert_allclose(out, channels_last(arrays["flow_map"]), atol=1e-5)
 
 
-def test_call_is_the_flow_map(golden):
+def test_call_is_the_flow_map_with_raw_weights(golden):
     arrays, model = golden
-    x, t, s = channels_last(arrays["x"]), arrays["t"], arrays["s"]
-    out = model(x, t.astype("float32"), s.astype("float32"), labels=arrays["labels"])
-    out = out.detach() if hasattr(out, "detach") else out
-    np.testing.assert_allclose(out, channels_last(arrays["flow_map"]), atol=1e-5)
+    x = channels_last(arrays["x"])
+    t, s = float(arrays["cfg_t"]), float(arrays["cfg_s"])
+    out = model(x, t, s, labels=arrays["labels"], guidance_scale=arrays["cfg_scale"])
+    out = keras.ops.convert_to_numpy(keras.ops.stop_gradient(out))
+    np.testing.assert_allclose(out, channels_last(arrays["flow_map_cfg"]), atol=1e-5)
 
 
 def test_unconditional_flow_map(golden):
@@ -136,3 +142,17 @@ def test_restart(golden):
     )
     expected = channels_last(arrays["restart_uniform_3"])
     np.testing.assert_allclose(images, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("policy", "tolerance"), [("mixed_bfloat16", 5e-3), ("mixed_float16", 1e-3)]
+)
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_half_precision(path, policy, tolerance):
+    # Times near 1000 in half precision would be wrong by up to 4 (bfloat16).
+    arrays, model = load(path, policy)
+    x, t, s = channels_last(arrays["x"]), arrays["t"], arrays["s"]
+    out = model.flow_map(x, t.astype("float32"), s.astype("float32"), arrays["labels"])
+    assert keras.backend.standardize_dtype(out.dtype) == "float32"
+    expected = channels_last(arrays["flow_map"])
+    np.testing.assert_allclose(out, expected, atol=tolerance)

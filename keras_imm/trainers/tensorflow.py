@@ -11,7 +11,7 @@ class Trainer:
     """Steps for `tf.function`, alone or under a `tf.distribute` strategy."""
 
     def train_step(self, data: Any) -> dict:
-        self._check_batch(data, self.group_size * self.accumulation_steps)
+        data = self._checked(data, self.group_size * self.accumulation_steps)
         particles = self.draw_particles(data, training=True)
         steps = self.accumulation_steps
         if steps == 1:
@@ -54,7 +54,7 @@ class Trainer:
         return loss, tape.gradient(scaled, weights, unconnected_gradients=unused)
 
     def test_step(self, data: Any) -> dict:
-        self._check_batch(data, self.group_size)
+        data = self._checked(data, self.group_size)
         return self.update_logs(self.evaluate_objective(data))
 
     def make_train_function(self, force: bool = False) -> Callable:
@@ -69,20 +69,29 @@ class Trainer:
             self.test_function = _raise_value_error(self.test_function)
         return self.test_function
 
-    def _check_batch(self, data: Any, multiple: int) -> None:
-        """Checks at run time what `draw_particles` cannot see in a graph."""
+    def _checked(self, data: Any, multiple: int) -> Any:
+        """The data, once its batch size is known to be whole groups.
+
+        `draw_particles` checks what it can see; in a graph of unknown batch size the
+        check has to run before anything that uses the data.
+        """
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        if x.shape[0] is None:
-            batch = tf.shape(x)[0]
-            tf.debugging.Assert(
-                batch % multiple == 0,
-                [
-                    "The batch size must be a multiple of `group_size` times "
-                    f"`accumulation_steps`. Received: group_size={self.group_size}, "
-                    f"accumulation_steps={self.accumulation_steps}, batch size",
-                    batch,
-                ],
-            )
+        if x.shape[0] is not None:
+            return data
+        batch = tf.shape(x)[0]
+        check = tf.debugging.Assert(
+            batch % multiple == 0,
+            [
+                "The batch size must be a multiple of `group_size` times "
+                f"`accumulation_steps`. Received: group_size={self.group_size}, "
+                f"accumulation_steps={self.accumulation_steps}, batch size",
+                batch,
+            ],
+        )
+        if check is None:  # not in a graph: the check has run
+            return data
+        with tf.control_dependencies([check]):
+            return tf.nest.map_structure(tf.identity, data)
 
 
 def _raise_value_error(function: Callable) -> Callable:

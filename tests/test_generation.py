@@ -1,0 +1,247 @@
+"""`generate`, `flow_map` and `predict`."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+
+@pytest.fixture
+def noise():
+    return np.random.default_rng(5).standard_normal((7, 4, 4, 1)).astype("float32")
+
+
+@pytest.fixture
+def count_calls():
+    """Counts the Python calls of a backbone: a compiled one is called to trace only."""
+
+    def count(model):
+        calls, call = [], model.backbone.call
+
+        def counted(inputs, *args, **kwargs):
+            calls.append(inputs[0].shape[0])
+            return call(inputs, *args, **kwargs)
+
+        model.backbone.call = counted
+        return calls
+
+    return count
+
+
+def test_pushforward_is_the_flow_map_step_by_step(make_model, noise):
+    model = make_model()
+    labels = np.arange(7) % 3
+    x = noise * 0.5
+    for t, s in ((0.994, 0.994 * 2 / 3), (0.994 * 2 / 3, 0.994 / 3), (0.994 / 3, 0.0)):
+        x = model.flow_map(x, t, s, labels)
+    images = model.generate(labels, num_steps=3, noise=noise)
+    np.testing.assert_allclose(images, ops.convert_to_numpy(x), atol=1e-5)
+    assert images.dtype == "float32"
+
+
+def test_seed_repeats_and_its_absence_does_not(make_model):
+    model = make_model()
+    options = {"labels": [0, 1, 2], "sampler": "restart", "num_steps": 3}
+    first = model.generate(seed=3, **options)
+    np.testing.assert_array_equal(first, model.generate(seed=3, **options))
+    assert np.any(first != model.generate(seed=4, **options))
+    assert np.any(model.generate(**options) != model.generate(**options))
+
+
+def test_seed_leaves_the_models_random_stream_alone(make_model):
+    model = make_model()
+    state = ops.convert_to_numpy(model.seed_generator.state)
+    model.generate([0, 1], seed=0)
+    np.testing.assert_array_equal(
+        state, ops.convert_to_numpy(model.seed_generator.state)
+    )
+
+
+def test_samples_have_unit_prior_scaled_by_sigma_data(make_model):
+    # With the outputs at zero, Euler-FM returns its noise.
+    model = make_model()
+    for v in model.trainable_variables:
+        v.assign(ops.zeros_like(v))
+    images = model.generate(num_samples=512, seed=0, batch_size=512)
+    np.testing.assert_allclose(images.mean(), 0.0, atol=0.02)
+    np.testing.assert_allclose(images.std(), 0.5, rtol=0.02)
+    assert np.abs(np.corrcoef(images.reshape(512, -1)[:2])[0, 1]) < 0.9
+
+
+def test_batching_changes_nothing(make_model, noise):
+    model = make_model()
+    labels = np.arange(7) % 3
+    whole = model.generate(labels, noise=noise)
+    for batch_size in (2, 3, 7, 100):
+        parts = model.generate(labels, noise=noise, batch_size=batch_size)
+        np.testing.assert_allclose(parts, whole, atol=1e-5)
+
+
+def test_every_batch_of_a_large_request_is_different(make_model):
+    images = make_model().generate(num_samples=6, batch_size=2, seed=0)
+    assert len(np.unique(images.reshape(6, -1), axis=0)) == 6
+
+
+def test_no_recompilation_for_new_values(make_model, noise, count_calls):
+    model = make_model({})
+    calls = count_calls(model)
+    model.generate([0, 1, 2], num_steps=2, guidance_scale=1.5, seed=0)
+    traced = len(calls)
+    assert traced >= 1
+    model.generate([2, 1, 0], num_steps=5, guidance_scale=3.0, seed=1)
+    model.generate([1, 1, 1], num_steps=1, guidance_scale=0.5, weights="raw")
+    model.generate([1, 1, 1], guidance_scale=2.0, time_grid="edm", sampler="restart")
+    assert len(calls) == traced
+
+
+def test_guidance_runs_both_branches_in_one_pass(make_model, noise, count_calls):
+    model = make_model({"run_eagerly": True})
+    calls = count_calls(model)
+    labels = np.arange(7) % 3
+    guided = model.generate(labels, num_steps=1, noise=noise, guidance_scale=1.5)
+    assert calls == [14]
+    with_label = model.generate(labels, num_steps=1, noise=noise)
+    without = model.generate(num_steps=1, noise=noise)
+    assert calls == [14, 7, 7]
+    expected = 1.5 * with_label - 0.5 * without
+    np.testing.assert_allclose(guided, expected, atol=1e-5)
+    assert np.max(np.abs(with_label - without)) > 1e-2
+
+
+def test_guidance_scale_one_is_no_guidance(make_model, noise):
+    model = make_model()
+    labels = np.arange(7) % 3
+    np.testing.assert_allclose(
+        model.generate(labels, noise=noise, guidance_scale=1.0),
+        model.generate(labels, noise=noise),
+        atol=1e-5,
+    )
+
+
+def test_the_null_label_is_num_classes(make_model, noise):
+    model = make_model()
+    np.testing.assert_allclose(
+        model.generate(3, noise=noise), model.generate(noise=noise), atol=1e-6
+    )
+
+
+def test_averaged_and_raw_weights(make_model, images, labels, noise):
+    model = make_model({})
+    model.fit(images, labels, batch_size=16, epochs=2, verbose=0)
+    by_default = model.generate(noise=noise)
+    np.testing.assert_array_equal(
+        by_default, model.generate(noise=noise, weights="ema")
+    )
+    raw = model.generate(noise=noise, weights="raw")
+    assert np.max(np.abs(raw - by_default)) > 1e-3
+    # The same, with the averages written into a plain model.
+    plain = make_model()
+    for v, average in zip(
+        plain.trainable_variables,
+        model.optimizer._model_variables_moving_average,
+        strict=True,
+    ):
+        v.assign(ops.convert_to_numpy(average))
+    np.testing.assert_allclose(by_default, plain.generate(noise=noise), atol=1e-5)
+
+
+def test_predict_samples_labels_in_every_form(make_model):
+    model = make_model({})
+    labels = np.arange(5) % 3
+    assert model.predict(labels, verbose=0).shape == (5, 4, 4, 1)
+    batches = [(labels[:2],), (labels[2:4],), (labels[4:],)]
+    assert model.predict(iter(batches), verbose=0).shape == (5, 4, 4, 1)
+    assert model.predict(iter(batches), steps=2, verbose=0).shape == (4, 4, 4, 1)
+
+
+def test_progress_bar_on_long_requests(make_model, capsys):
+    model = make_model()
+    model.generate(num_samples=2, num_steps=2)
+    assert capsys.readouterr().out == ""
+    model.generate(num_samples=20, num_steps=4, batch_size=2)
+    assert "40/40" in capsys.readouterr().out
+    model.generate(num_samples=20, num_steps=4, batch_size=2, verbose=0)
+    assert capsys.readouterr().out == ""
+
+
+def test_number_of_samples(make_model):
+    model = make_model()
+    assert model.generate().shape == (1, 4, 4, 1)
+    assert model.generate(2).shape == (1, 4, 4, 1)
+    assert model.generate(2, num_samples=3).shape == (3, 4, 4, 1)
+    assert model.generate([2, 1]).shape == (2, 4, 4, 1)
+
+
+def test_flow_map_at_s_equal_to_t_is_the_identity(make_model, noise):
+    model = make_model()
+    out = model.flow_map(noise, 0.5, 0.5)
+    np.testing.assert_array_equal(ops.convert_to_numpy(out), noise)
+
+
+def test_second_time(make_model, noise):
+    eager = {"run_eagerly": True}
+    seen = []
+    for one in (make_model({**eager}), make_model({**eager}, second_time="stride")):
+        call = one.backbone.call
+
+        def spy(inputs, *args, call=call, **kwargs):
+            seen.append([ops.convert_to_numpy(c)[0] for c in inputs[1:3]])
+            return call(inputs, *args, **kwargs)
+
+        one.backbone.call = spy
+        one.flow_map(noise, 0.75, 0.5)
+    np.testing.assert_allclose(seen, [[750.0, 500.0], [750.0, 250.0]], rtol=1e-6)
+
+
+def test_float64_stays_float64(make_model, noise, backend):
+    if backend == "jax":
+        pytest.skip("JAX has no float64 unless JAX_ENABLE_X64 is set")
+    out = make_model().flow_map(noise.astype("float64"), 0.75, 0.25)
+    assert keras.backend.standardize_dtype(out.dtype) == "float64"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": [0, 4]}, r"`labels` must be in \[0, 3\].*null label.*Received: 4"),
+        ({"labels": [-1]}, r"`labels` must be in \[0, 3\].*Received: -1"),
+        ({"labels": [0.5]}, r"`labels` must be integers.*float64"),
+        ({"labels": [[1]]}, r"`labels` must be .*shape \(1, 1\)"),
+        ({"labels": [0, 1], "num_samples": 3}, r"must agree.*'labels': 2"),
+        ({"num_samples": 0}, r"`num_samples` must be an integer of at least 1.*=0"),
+        ({"num_steps": 0}, r"`num_steps` must be an integer of at least 1.*=0"),
+        ({"num_steps": 8, "time_grid": [1.4]}, r"makes 2 steps.*num_steps=8"),
+        ({"time_grid": "cosine"}, r"`time_grid` must be one of 'uniform', 'edm'"),
+        ({"time_grid": [1.0, 2.0]}, r"`time_grid` as a list must hold falling"),
+        ({"sampler": "euler"}, r"`sampler` must be one of 'pushforward', 'restart'"),
+        ({"weights": "mean"}, r"`weights` must be one of 'ema', 'raw'.*'mean'"),
+        ({"seed": -3}, r"`seed` must be an integer of at least 0.*=-3"),
+        ({"batch_size": 0}, r"`batch_size` must be an integer of at least 1.*=0"),
+        ({"noise": np.zeros((2, 3, 3, 1))}, r"`noise` must have shape.*\(2, 3, 3, 1\)"),
+    ],
+)
+def test_generate_errors(make_model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_model().generate(**arguments)
+
+
+def test_unconditional_errors(make_model):
+    model = make_model(num_classes=0)
+    with pytest.raises(ValueError, match=r"unconditional .*labels=1"):
+        model.generate(1)
+    with pytest.raises(ValueError, match=r"`guidance_scale` needs .*=2.0"):
+        model.generate(guidance_scale=2.0)
+
+
+@pytest.mark.parametrize(
+    ("t", "s", "message"),
+    [
+        (0.2, 0.5, r"Times must satisfy s <= t"),
+        (1.5, 0.5, r"`t` must be in \[0, 1\].*1.5"),
+        (0.5, -0.1, r"`s` must be in \[0, 1\].*-0.1"),
+        (np.array([0.5, 0.1]), np.array([0.2, 0.2]), r"Times must satisfy s <= t"),
+    ],
+)
+def test_flow_map_errors(make_model, t, s, message):
+    with pytest.raises(ValueError, match=message):
+        make_model().flow_map(np.zeros((2, 4, 4, 1), "float32"), t, s)

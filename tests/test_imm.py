@@ -1,0 +1,456 @@
+"""The model as a Keras user meets it: fit, evaluate, compile options, random state."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_imm
+from keras_imm import objective
+
+
+def weights_of(model):
+    return [ops.convert_to_numpy(v) for v in model.trainable_variables]
+
+
+def averages_of(model):
+    values = model._weights("ema")[: len(model.trainable_variables)]
+    return [ops.convert_to_numpy(v) for v in values]
+
+
+def assert_all_close(a, b, **tolerances):
+    for left, right in zip(a, b, strict=True):
+        np.testing.assert_allclose(left, right, **tolerances)
+
+
+def differ(a, b):
+    return any(np.any(left != right) for left, right in zip(a, b, strict=True))
+
+
+def fit(model, images, labels, **options):
+    options = {"batch_size": 16, "epochs": 2, "shuffle": False, "verbose": 0} | options
+    return model.fit(images, labels, **options)
+
+
+# -- Loss
+
+
+def test_history_is_the_mean_of_the_batch_losses(make_model, images, labels):
+    history = fit(make_model({}), images, labels, epochs=1).history["loss"]
+    model = make_model({})
+    losses = [
+        model.train_on_batch(images[rows], labels[rows])
+        for rows in (slice(0, 16), slice(16, 32))
+    ]
+    assert min(losses) > 0.0
+    np.testing.assert_allclose(history, [np.mean(losses)], rtol=1e-5)
+
+
+def test_training_lowers_the_loss_of_the_same_particles(make_model, images, labels):
+    model = make_model({"optimizer": keras.optimizers.Adam(1e-3)}, label_dropout=0.0)
+    before = model.evaluate(images, labels, batch_size=16, verbose=0)
+    fit(model, images, labels, epochs=15)
+    assert model.evaluate(images, labels, batch_size=16, verbose=0) < before
+
+
+def test_gradient_holds_the_target_fixed(make_model, images, labels):
+    # One step of plain descent against finite differences of the loss in which
+    # the target keeps its value; a gradient through both passes is another one.
+    options = {"label_dropout": 0.0, "time_mapping": "time_decrement"}
+    options["time_mapping"] = keras_imm.time_mappings.TimeDecrement(k=1)
+    trained = make_model({"optimizer": keras.optimizers.SGD(1.0)}, **options)
+    before = weights_of(trained)
+    trained.train_on_batch(images, labels)
+    gradient = [old - new for old, new in zip(before, weights_of(trained), strict=True)]
+
+    model = make_model(**options)
+    particles = model.draw_particles((images, labels), training=True)
+    y_target = ops.convert_to_numpy(
+        ops.stop_gradient(model.compute_target(particles, training=True))
+    )
+    norm = np.sqrt(sum(np.sum(np.square(g, dtype="float64")) for g in gradient))
+    losses = []
+    for sign in (1.0, -1.0):
+        for v, value, g in zip(
+            model.trainable_variables, before, gradient, strict=True
+        ):
+            v.assign(value + (sign * 5e-3 / norm) * g)
+        loss = model.compute_objective(
+            particles, ops.convert_to_tensor(y_target), training=True
+        )
+        losses.append(float(ops.convert_to_numpy(ops.stop_gradient(loss))))
+    slope = (losses[0] - losses[1]) / 1e-2
+    np.testing.assert_allclose(slope, norm, rtol=2e-2)
+
+
+def test_dropout_masks_are_the_same_in_both_passes(make_model, images, labels):
+    # With r = t both passes see the same input: only masks could tell them apart.
+    model = make_model(dropout=0.5, label_dropout=0.0)
+    t = np.full(32, 0.7, "float32")
+    s = np.full(32, 0.2, "float32")
+    particles = objective.Particles(images, images, s, t, t, labels, labels)
+    losses = []
+    for _ in range(2):
+        y_target = ops.stop_gradient(model.compute_target(particles, training=True))
+        loss = model.compute_objective(particles, y_target, training=True)
+        losses.append(float(ops.convert_to_numpy(ops.stop_gradient(loss))))
+    assert losses == [0.0, 0.0]
+    # And the next step draws other masks.
+    flow_map = model._flow_map(training=True)
+    a = ops.convert_to_numpy(ops.stop_gradient(flow_map(images, t, s, labels)))
+    b = ops.convert_to_numpy(ops.stop_gradient(flow_map(images, t, s, labels)))
+    assert np.any(a != b)
+
+
+# -- Raw weights and averages
+
+
+def test_averages_follow_their_recurrence_and_weights_stay_raw(
+    make_model, images, labels
+):
+    model = make_model({})
+    expected = None
+    for _ in range(3):
+        model.train_on_batch(images, labels)
+        weights = weights_of(model)
+        expected = (
+            weights
+            if expected is None
+            else [
+                0.9 * average + 0.1 * weight
+                for average, weight in zip(expected, weights, strict=True)
+            ]
+        )
+    assert_all_close(averages_of(model), expected, rtol=1e-4, atol=1e-6)
+    assert differ(averages_of(model), weights_of(model))
+
+
+def test_fit_leaves_the_weights_raw(make_model, images, labels):
+    averaging = make_model({})
+    plain = make_model({"optimizer": keras.optimizers.Adam(1e-2, epsilon=1e-8)})
+    for model in (averaging, plain):
+        fit(model, images, labels)
+        fit(model, images, labels)
+    assert_all_close(weights_of(averaging), weights_of(plain), rtol=1e-5, atol=1e-6)
+    assert differ(averages_of(averaging), weights_of(averaging))
+
+
+def test_averages_before_the_first_step_are_the_weights(make_model):
+    model = make_model({})
+    assert_all_close(averages_of(model), weights_of(model))
+
+
+def test_fit_evaluate_predict_save_fit(make_model, images, labels, tmp_path):
+    model = make_model({})
+    fit(model, images, labels)
+    weights, averages = weights_of(model), averages_of(model)
+    assert np.isfinite(model.evaluate(images, labels, batch_size=16, verbose=0))
+    assert model.predict(labels, verbose=0).shape == images.shape
+    model.save(tmp_path / "model.keras")
+    model.save_weights(tmp_path / "model.weights.h5")
+    assert_all_close(weights_of(model), weights)
+    assert_all_close(averages_of(model), averages)
+    history = fit(model, images, labels)
+    assert np.all(np.isfinite(history.history["loss"]))
+    assert int(ops.convert_to_numpy(model.optimizer.iterations)) == 8
+    assert differ(weights_of(model), weights)
+    assert np.isfinite(model.evaluate(images, labels, batch_size=16, verbose=0))
+    model.save(tmp_path / "again.keras")
+
+
+# -- Accumulation
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_accumulation_is_one_large_batch(make_model, images, labels, dropout):
+    # Dropout masks are drawn per micro-batch, so only their absence is compared.
+    def trained(accumulation_steps):
+        optimizer = keras.optimizers.Adam(
+            1e-2, epsilon=1e-8, global_clipnorm=0.01, use_ema=True, ema_momentum=0.9
+        )
+        model = make_model(
+            {"optimizer": optimizer},
+            accumulation_steps=accumulation_steps,
+            dropout=dropout,
+        )
+        history = fit(model, images, labels, batch_size=32)
+        return model, history.history["loss"]
+
+    (one, one_loss), (four, four_loss) = trained(1), trained(4)
+    assert int(ops.convert_to_numpy(four.optimizer.iterations)) == 2
+    if dropout:
+        assert np.all(np.isfinite(four_loss))
+        return
+    np.testing.assert_allclose(four_loss, one_loss, rtol=1e-5)
+    assert_all_close(weights_of(four), weights_of(one), rtol=1e-4, atol=2e-5)
+    assert_all_close(averages_of(four), averages_of(one), rtol=1e-4, atol=2e-5)
+
+
+def test_optimizer_must_not_accumulate(make_model):
+    optimizer = keras.optimizers.Adam(1e-3, gradient_accumulation_steps=2)
+    with pytest.raises(ValueError, match=r"Use `accumulation_steps` of IMM"):
+        make_model({"optimizer": optimizer})
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 4])
+def test_batch_must_be_whole_groups(make_model, images, labels, accumulation_steps):
+    model = make_model({}, accumulation_steps=accumulation_steps)
+    with pytest.raises(ValueError, match=r"multiple of `group_size`.*") as error:
+        fit(model, images[:22], labels[:22])
+    assert f"accumulation_steps={accumulation_steps}" in str(error.value)
+
+
+def test_evaluation_batch_must_be_whole_groups(make_model, images, labels):
+    model = make_model({}, accumulation_steps=8)
+    assert model.evaluate(images[:20], labels[:20], batch_size=20, verbose=0) > 0
+    with pytest.raises(ValueError, match=r"multiple of `group_size`"):
+        model.evaluate(images[:18], labels[:18], batch_size=16, verbose=0)
+
+
+# -- Random state
+
+
+def test_seed_makes_training_repeatable(make_model, images, labels):
+    runs = []
+    for seed in (0, 0, 1):
+        model = make_model({}, seed=seed, dropout=0.1)
+        fit(model, images, labels)
+        runs.append(weights_of(model))
+    assert not differ(runs[0], runs[1])
+    assert differ(runs[0], runs[2])
+
+
+def test_neighbouring_seeds_share_no_draws(make_model, images, labels):
+    def times(seed, draws):
+        model = make_model(seed=seed)
+        return [
+            ops.convert_to_numpy(
+                model.draw_particles((images, labels), training=True).t
+            )
+            for _ in range(draws)
+        ]
+
+    first = np.concatenate(times(0, 6))
+    second = np.concatenate(times(1, 6))
+    assert not np.intersect1d(first, second).size
+
+
+def test_evaluate_gives_the_same_loss_for_the_same_seed(make_model, images, labels):
+    def evaluate(model):
+        return model.evaluate(images, labels, batch_size=16, verbose=0)
+
+    model = make_model({})
+    assert evaluate(model) == evaluate(model) == evaluate(make_model({}))
+    assert evaluate(model) != evaluate(make_model({}, seed=1))
+
+
+def test_validation_does_not_disturb_training(make_model, images, labels):
+    plain, validated = make_model({}), make_model({})
+    fit(plain, images, labels)
+    history = fit(validated, images, labels, validation_data=(images, labels))
+    assert not differ(weights_of(plain), weights_of(validated))
+    assert len(history.history["val_loss"]) == 2
+
+
+# -- What Keras's own parts do
+
+
+def test_steps_per_execution(make_model, images, labels, backend):
+    grouped = make_model({"steps_per_execution": 2})
+    if backend == "torch":
+        with pytest.raises(ValueError, match="steps_per_execution"):
+            fit(grouped, images, labels)
+        return
+    single = make_model({})
+    fit(single, images, labels)
+    fit(grouped, images, labels)
+    assert_all_close(weights_of(single), weights_of(grouped), rtol=1e-4, atol=1e-5)
+
+
+def test_run_eagerly(make_model, images, labels):
+    eager, compiled = make_model({"run_eagerly": True}), make_model({})
+    losses = [
+        fit(model, images, labels, epochs=1).history["loss"]
+        for model in (eager, compiled)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    noise = images[:2]
+    np.testing.assert_allclose(
+        eager.generate(labels=labels[:2], noise=noise),
+        compiled.generate(labels=labels[:2], noise=noise),
+        atol=1e-4,
+    )
+
+
+def test_jit_compile(make_model, images, labels):
+    fast, plain = make_model({"jit_compile": True}), make_model({})
+    losses = [
+        fit(model, images, labels, epochs=1).history["loss"] for model in (fast, plain)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_learning_rate_schedules_and_clipping(make_model, images, labels):
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0], [0.0, 1e-2])
+    model = make_model({"optimizer": keras.optimizers.SGD(schedule, clipvalue=1e-9)})
+    before = weights_of(model)
+    fit(model, images, labels)
+    assert_all_close(weights_of(model), before, atol=1e-10 * 4, rtol=1e-7)
+
+
+def test_summary_counts_the_backbone(make_model):
+    lines = []
+    model = make_model({})
+    model.summary(print_fn=lambda line, **_: lines.append(line))
+    assert f"{model.count_params():,}" in "\n".join(lines)
+    assert model.count_params() > 1000
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision(make_model, images, labels, policy):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = make_model({})
+        history = fit(model, images, labels, epochs=1)
+    finally:
+        keras.config.set_dtype_policy(before)
+    scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert scaled == (policy == "mixed_float16")
+    assert np.all(np.isfinite(history.history["loss"]))
+    assert all(np.all(np.isfinite(w)) for w in weights_of(model))
+    samples = model.generate(labels=labels[:4], noise=images[:4])
+    assert samples.dtype == "float32"
+    assert np.all(np.isfinite(samples))
+
+
+# -- Data
+
+
+def test_unconditional_training(make_model, images):
+    model = make_model({}, num_classes=0)
+    history = model.fit(images, batch_size=16, verbose=0)
+    assert history.history["loss"][0] > 0
+    assert model.predict(images[:5], verbose=0).shape == (5, 4, 4, 1)
+
+
+def test_vectors_and_a_backbone_of_ones_own(tmp_path):
+    x, c_t, c_s = (keras.Input((2,)), keras.Input(()), keras.Input(()))
+    times = [keras.layers.Reshape((1,))(c / 1000.0) for c in (c_t, c_s)]
+    hidden = keras.layers.Dense(16, "silu")(keras.layers.concatenate([x, *times]))
+    backbone = keras.Model([x, c_t, c_s], keras.layers.Dense(2)(hidden))
+    model = keras_imm.IMM(backbone)
+    model.compile(keras.optimizers.Adam(1e-3, use_ema=True))
+    data = np.random.default_rng(0).normal(size=(64, 2)).astype("float32")
+    assert model.fit(data, batch_size=32, verbose=0).history["loss"][0] > 0
+    samples = model.generate(num_samples=7, num_steps=1, seed=0)
+    assert samples.shape == (7, 2)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    again = loaded.generate(num_samples=7, num_steps=1, seed=0)
+    np.testing.assert_allclose(again, samples, atol=1e-6)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class LazyBackbone(keras.layers.Layer):
+    """Knows the shape of the data only when it sees them."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.flatten = keras.layers.Flatten()
+
+    def build(self, input_shape):
+        self.dense = keras.layers.Dense(int(np.prod(input_shape[0][1:])))
+        self.dense.build((None, int(np.prod(input_shape[0][1:]))))
+
+    def call(self, inputs, training=False):
+        x = inputs[0]
+        return ops.reshape(self.dense(self.flatten(x)), ops.shape(x))
+
+
+def test_a_backbone_that_learns_the_shape_from_the_data(images, tmp_path):
+    model = keras_imm.IMM(LazyBackbone())
+    model.compile(keras.optimizers.Adam(1e-3, use_ema=True))
+    with pytest.raises(ValueError, match="shape of the data is not known"):
+        model.generate(num_samples=2)
+    assert model.fit(images, batch_size=16, verbose=0).history["loss"][0] > 0
+    samples = model.generate(num_samples=2, seed=0)
+    assert samples.shape == (2, 4, 4, 1)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded.generate(num_samples=2, seed=0), samples)
+
+
+def test_integer_images_are_refused(make_model, labels):
+    model = make_model({})
+    with pytest.raises(ValueError, match=r"must be floating point.*uint8"):
+        fit(model, np.zeros((32, 4, 4, 1), "uint8"), labels)
+
+
+def test_a_conditional_model_needs_labels(make_model, images):
+    model = make_model({})
+    with pytest.raises(ValueError, match=r"num_classes=3: data must be"):
+        fit(model, images, None)
+
+
+def test_sample_weights_are_refused(make_model, images, labels):
+    model = make_model({})
+    with pytest.raises(ValueError, match="no sample weights"):
+        fit(model, images, labels, sample_weight=np.ones(32))
+
+
+# -- Constructor
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"schedule": "linear"}, r"`schedule` must be one of 'flow_matching', 'cos"),
+        ({"parameterization": "v"}, r"`parameterization` must be one of 'identity'"),
+        ({"time_mapping": 3}, r"`time_mapping` must be one of 'eta_decrement'.*=3"),
+        ({"kernel": "cauchy"}, r"`kernel` must be one of 'laplace'.*'cauchy'"),
+        ({"weighting": "min_snr"}, r"`weighting` must be one of 'elbo', 'uniform'"),
+        ({"second_time": "r"}, r"`second_time` must be one of 's', 'stride'.*'r'"),
+        ({"time_scale": 0}, r"`time_scale` must be a finite number above 0.*=0"),
+        ({"group_size": 0}, r"`group_size` must be an integer of at least 1.*=0"),
+        ({"group_size": 2.0}, r"`group_size` must be an integer.*=2.0"),
+        ({"accumulation_steps": -1}, r"`accumulation_steps` must be .*=-1"),
+        ({"sigma_data": -0.5}, r"`sigma_data` must be a finite number.*=-0.5"),
+        ({"min_time": 0.9, "max_time": 0.5}, r"min_time=0.9, max_time=0.5"),
+        ({"max_time": 1.1}, r"`max_time` <= 1.*max_time=1.1"),
+        ({"max_time": 1.0}, r"EtaDecrement` needs `max_time` < 1.*=1.0"),
+        ({"time_mapping": "log_snr_decrement"}, r"needs `min_time` > 0.*=0.0"),
+        ({"label_dropout": 1.5}, r"`label_dropout` must be a number in \[0, 1\].*1.5"),
+        ({"seed": -1}, r"`seed` must be an integer of at least 0.*=-1"),
+        (
+            {"schedule": "cosine", "max_time": 0.996},
+            r'`parameterization="euler_fm"` needs `schedule="flow_matching"`',
+        ),
+    ],
+)
+def test_constructor_errors(make_model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(**arguments)
+
+
+def test_backbone_must_be_a_layer():
+    with pytest.raises(ValueError, match=r"`backbone` must be a Layer.*=3"):
+        keras_imm.IMM(3)
+
+
+def test_config_round_trip(make_model):
+    model = make_model(
+        schedule="cosine",
+        parameterization="simple_edm",
+        time_mapping=keras_imm.time_mappings.TimeDecrement(k=9, min_gap=1e-4),
+        kernel=keras_imm.kernels.PseudoHuber(c=0.1),
+        weighting=keras_imm.weightings.ELBO(a=2, b=5),
+        second_time="stride",
+        group_size=2,
+        max_time=0.996,
+        drop_target_labels=False,
+    )
+    config = model.get_config()
+    again = keras_imm.IMM.from_config(config).get_config()
+    assert again == config
+    assert config["time_mapping"]["config"] == {"k": 9, "min_gap": 1e-4}
