@@ -1,11 +1,12 @@
 """The base of the callbacks that sample the model during `fit`."""
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
+
+from keras_imm.validation import check_integer
 
 
 class Sampling(keras.callbacks.Callback):
@@ -64,19 +65,24 @@ class Sampling(keras.callbacks.Callback):
                     f"Received shape {labels.shape} and dtype {labels.dtype}."
                 )
         else:
-            num_samples = _positive_integer("num_samples", num_samples)
+            check_integer("num_samples", num_samples, at_least=1)
         steps = (num_steps,) if np.ndim(num_steps) == 0 else tuple(num_steps)
         if not steps:
             raise ValueError(f"`num_steps` must not be empty. Received {num_steps!r}.")
+        for count in steps:
+            check_integer("num_steps", count, at_least=1)
+        check_integer("freq", freq, at_least=1)
+        check_integer("batch_size", batch_size, at_least=1)
+        check_integer("seed", seed, at_least=0)
         self.labels = labels
         self.num_samples = num_samples
-        self.num_steps = tuple(_positive_integer("num_steps", n) for n in steps)
-        self.freq = _positive_integer("freq", freq)
+        self.num_steps = steps
+        self.freq = freq
         self.guidance_scale = guidance_scale
         self.sampler = sampler
         self.time_grid = time_grid
         self.weights = weights
-        self.batch_size = _positive_integer("batch_size", batch_size)
+        self.batch_size = batch_size
         self.seed = seed
 
     def on_samples(
@@ -111,13 +117,3 @@ class Sampling(keras.callbacks.Callback):
                 for num_steps in self.num_steps
             }
             self.on_samples(samples, epoch + 1, {} if logs is None else logs)
-
-
-def _positive_integer(name, value):
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise ValueError(f"`{name}` must be a positive integer. Received {value!r}.")
-    return number

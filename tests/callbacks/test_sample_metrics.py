@@ -98,6 +98,7 @@ def test_sampling_is_seeded_and_passes_its_arguments_on(stub):
         ({"num_samples": 2, "num_steps": ()}, r"`num_steps`.*empty.*\(\)"),
         ({"num_samples": 2, "freq": -1}, "`freq`.*-1"),
         ({"num_samples": 2, "batch_size": 0}, "`batch_size`.*0"),
+        ({"num_samples": 2, "seed": None}, "`seed`.*None"),
         ({"num_samples": 2, "metrics": {}}, r"`metrics`.*\{\}"),
         ({"num_samples": 2, "metrics": {"fid": 3}}, "`metrics`.*'fid': 3"),
     ],
