@@ -1,0 +1,289 @@
+"""Trains a class-conditional IMM on scikit-learn's digits and samples it in few steps.
+
+    python examples/digits.py
+    KERAS_BACKEND=jax python examples/digits.py --steps=2000 --out=runs/short
+
+Leaves in --out: samples.png, training.png, metrics.json and model.keras.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# PyTorch alone counts physical cores; give each framework what the machine has.
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+
+import json
+import pathlib
+import platform
+import shlex
+import sys
+import time
+
+import digits_data
+import keras
+import numpy as np
+import sklearn
+from absl import app, flags
+from matplotlib.figure import Figure
+
+import keras_imm
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("steps", 4000, "Training steps.", lower_bound=1)
+flags.DEFINE_integer("steps_per_epoch", 200, "Steps per epoch.", lower_bound=1)
+flags.DEFINE_integer("batch_size", 128, "Batch size.", lower_bound=1)
+flags.DEFINE_integer("group_size", 4, "Particles per group, M.", lower_bound=1)
+flags.DEFINE_float("learning_rate", 1e-3, "Adam's learning rate.")
+flags.DEFINE_integer("warmup_steps", 200, "Steps of linear warm-up.", lower_bound=0)
+flags.DEFINE_float("ema_momentum", 0.999, "Momentum of the averaged weights.")
+flags.DEFINE_float("label_dropout", 0.1, "How often a label becomes the null label.")
+flags.DEFINE_integer("k", 12, "Gap of the mapping r(s, t): (eta(T) - eta(0)) / 2^k.")
+flags.DEFINE_integer("a", 1, "Exponent a of the weighting w(s, t).")
+flags.DEFINE_float("b", 4.0, "Bias b of the weighting w(s, t).")
+flags.DEFINE_integer("seed", 0, "Of the weights, the batches, the noise and times.")
+flags.DEFINE_list("sampling_steps", "1,2,4,8", "Numbers of sampling steps to measure.")
+flags.DEFINE_integer("num_samples", 4000, "Images per measurement.", lower_bound=80)
+flags.DEFINE_integer("evaluate_every", 2, "Epochs between measurements in training.")
+flags.DEFINE_string("out", "runs/digits", "Folder for the results.")
+
+SAMPLING_BATCH = 1000
+
+
+def build_backbone():
+    return keras_imm.backbones.DiT(
+        image_shape=(8, 8, 1),
+        patch_size=2,
+        hidden_size=64,
+        depth=3,
+        num_heads=4,
+        num_classes=digits_data.NUM_CLASSES,
+    )
+
+
+def build_optimizer():
+    rate = FLAGS.learning_rate
+    if FLAGS.warmup_steps:
+        rate = keras.optimizers.schedules.PolynomialDecay(
+            rate / FLAGS.warmup_steps, FLAGS.warmup_steps, end_learning_rate=rate
+        )
+    return keras.optimizers.Adam(
+        rate, epsilon=1e-8, use_ema=True, ema_momentum=FLAGS.ema_momentum
+    )
+
+
+def build_model():
+    model = keras_imm.IMM(
+        build_backbone(),
+        schedule="flow_matching",
+        parameterization="euler_fm",
+        time_mapping=keras_imm.time_mappings.EtaDecrement(k=FLAGS.k),
+        kernel="laplace",
+        weighting=keras_imm.weightings.ELBO(a=FLAGS.a, b=FLAGS.b),
+        second_time="s",
+        group_size=FLAGS.group_size,
+        sigma_data=digits_data.SIGMA_DATA,
+        label_dropout=FLAGS.label_dropout,
+        seed=FLAGS.seed,
+    )
+    model.compile(optimizer=build_optimizer())
+    return model
+
+
+class StepTimer(keras.callbacks.Callback):
+    """Seconds per training step, from all epochs but the first, which compiles.
+
+    Stands first among the callbacks, so that what the others do is not counted.
+    """
+
+    def on_train_begin(self, logs=None):
+        self.epochs = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs.append(time.perf_counter() - self.start)
+
+    def seconds_per_step(self, steps_per_epoch):
+        return float(np.mean(self.epochs[1:] or self.epochs)) / steps_per_epoch
+
+
+def uniform_labels(count):
+    return np.arange(count, dtype="int32") % digits_data.NUM_CLASSES
+
+
+def measure(generate, quality):
+    """One row of the table per number of steps; `generate(labels, num_steps)`."""
+    labels = uniform_labels(FLAGS.num_samples)
+    rows = []
+    for num_steps in map(int, FLAGS.sampling_steps):
+        generate(labels, num_steps)  # compiles
+        start = time.perf_counter()
+        samples = generate(labels, num_steps)
+        seconds = time.perf_counter() - start
+        rows.append(
+            {
+                "steps": num_steps,
+                "frechet": float(quality.frechet(samples, labels)),
+                "agreement": float(quality.agreement(samples, labels)),
+                "seconds_per_1000_images": 1000 * seconds / len(labels),
+            }
+        )
+    return rows
+
+
+def print_table(rows):
+    print(f"\n{'steps':>5}  {'Fréchet':>8}  {'agreement':>9}  {'s / 1,000 images':>16}")
+    for row in rows:
+        print(
+            f"{row['steps']:>5}  {row['frechet']:>8.4f}  {row['agreement']:>9.4f}"
+            f"  {row['seconds_per_1000_images']:>16.3f}"
+        )
+    print()
+
+
+def environment():
+    backend = keras.backend.backend()
+    return {
+        "backend": backend,
+        "versions": {
+            "python": platform.python_version(),
+            "keras_imm": keras_imm.__version__,
+            "keras": keras.__version__,
+            backend: sys.modules[backend].__version__,
+            "numpy": np.__version__,
+            "scikit-learn": sklearn.__version__,
+        },
+        "cpus": os.cpu_count(),
+        "command": shlex.join(["python", *sys.argv]),
+    }
+
+
+def own_flags():
+    """The values of the flags defined above."""
+    return {
+        flag.name: flag.value
+        for flag in FLAGS.get_flags_for_module(sys.modules[__name__])
+    }
+
+
+def write_json(path, content):
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def draw_samples(path, images, labels, generate, columns=8):
+    """A block of one row per class for the real images and for each step count."""
+    wanted = np.repeat(np.arange(digits_data.NUM_CLASSES, dtype="int32"), columns)
+    real = [images[labels == c][:columns] for c in range(digits_data.NUM_CLASSES)]
+    blocks = {"real": np.concatenate(real)}
+    for num_steps in map(int, FLAGS.sampling_steps):
+        title = f"{num_steps} step{'s' if num_steps > 1 else ''}"
+        blocks[title] = generate(wanted, num_steps)
+    figure = Figure(figsize=(2.4 * len(blocks), 3.4), layout="constrained")
+    for axes, (title, block) in zip(
+        np.ravel(figure.subplots(1, len(blocks))), blocks.items(), strict=True
+    ):
+        tiles = np.pad(
+            block[..., 0].reshape(-1, columns, 8, 8),
+            ((0, 0), (0, 0), (1, 1), (1, 1)),
+            constant_values=images.min(),
+        )
+        rows, _, height, width = tiles.shape
+        canvas = tiles.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)
+        axes.imshow(canvas, cmap="gray_r", vmin=images.min(), vmax=images.max())
+        axes.set_title(title)
+        axes.set_axis_off()
+    figure.savefig(path, dpi=150)
+
+
+def draw_training(path, losses, history, steps_per_epoch):
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    left.plot(steps_per_epoch * np.arange(1, len(losses) + 1), losses)
+    left.set_ylabel("loss, mean of an epoch")
+    steps = steps_per_epoch * np.array(history.get("epoch", []), int)
+    middle.semilogy(steps, history.get("frechet_2_steps", []), marker=".")
+    middle.set_ylabel("Fréchet distance, 2 steps")
+    right.plot(steps, history.get("agreement_2_steps", []), marker=".")
+    right.set_ylabel("label agreement, 2 steps")
+    for axes in (left, middle, right):
+        axes.set_xlabel("training step")
+        axes.set_xlim(0, steps_per_epoch * len(losses))
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+
+
+def main(_):
+    start = time.perf_counter()
+    steps_per_epoch = min(FLAGS.steps_per_epoch, FLAGS.steps)
+    if FLAGS.steps % steps_per_epoch:
+        raise app.UsageError("--steps must be a multiple of --steps_per_epoch")
+    out = pathlib.Path(FLAGS.out)
+    out.mkdir(parents=True, exist_ok=True)
+
+    keras.utils.set_random_seed(FLAGS.seed)
+    images, labels = digits_data.load()
+    quality = digits_data.Quality(images, labels)
+    model = build_model()
+
+    timer = StepTimer()
+    progress = keras_imm.callbacks.SampleMetrics(
+        {"frechet": quality.frechet, "agreement": quality.agreement},
+        labels=uniform_labels(FLAGS.num_samples),
+        num_steps=2,
+        freq=FLAGS.evaluate_every,
+        batch_size=SAMPLING_BATCH,
+        seed=FLAGS.seed,
+    )
+    fit_start = time.perf_counter()
+    history = model.fit(
+        digits_data.Batches(
+            (images, labels), FLAGS.batch_size, steps_per_epoch, FLAGS.seed
+        ),
+        epochs=FLAGS.steps // steps_per_epoch,
+        shuffle=False,
+        callbacks=[timer, progress],
+    )
+    fit_seconds = time.perf_counter() - fit_start
+
+    def generate(labels, num_steps):
+        return model.generate(
+            labels,
+            num_steps=num_steps,
+            seed=FLAGS.seed,
+            batch_size=SAMPLING_BATCH,
+            verbose=0,
+        )
+
+    rows = measure(generate, quality)
+    draw_samples(out / "samples.png", images, labels, generate)
+    draw_training(
+        out / "training.png", history.history["loss"], progress.history, steps_per_epoch
+    )
+    model.save(out / "model.keras")
+    print_table(rows)
+
+    seconds_per_step = timer.seconds_per_step(steps_per_epoch)
+    write_json(
+        out / "metrics.json",
+        {
+            "method": "imm",
+            **environment(),
+            "flags": own_flags(),
+            "parameters": model.count_params(),
+            "results": rows,
+            "loss": history.history["loss"],
+            "during_training": progress.history,
+            "seconds": {
+                "per_step": seconds_per_step,
+                "training_without_compilation": seconds_per_step * FLAGS.steps,
+                "fit": fit_seconds,
+                "total": time.perf_counter() - start,
+            },
+        },
+    )
+    print(f"samples.png, training.png, metrics.json and model.keras are in {out}")
+
+
+if __name__ == "__main__":
+    app.run(main)

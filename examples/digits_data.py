@@ -1,0 +1,78 @@
+"""Scikit-learn's handwritten digits: images, batches for `fit`, quality of samples."""
+
+import keras
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.neural_network import MLPClassifier
+
+import keras_imm
+
+NUM_CLASSES = 10
+SIGMA_DATA = 0.5
+
+
+def load() -> tuple[np.ndarray, np.ndarray]:
+    """All 1,797 digits, scaled so that the pixels of the set have mean 0 and std 0.5.
+
+    Returns:
+        Images, float32 of shape (1797, 8, 8, 1), and labels, int32 of shape (1797,).
+    """
+    images, labels = load_digits(return_X_y=True)
+    images = (images - images.mean()) / images.std() * SIGMA_DATA
+    return images.reshape(-1, 8, 8, 1).astype("float32"), labels.astype("int32")
+
+
+class Batches(keras.utils.PyDataset):
+    """Full batches of a data set shuffled anew at every pass, for one epoch of `fit`.
+
+    A pass and an epoch are independent: `len` is the number of steps per epoch, and the
+    passes follow one another across epochs. Batches depend on `seed` alone, and all
+    backends get the same.
+    """
+
+    def __init__(self, arrays, batch_size, steps_per_epoch, seed):
+        super().__init__()
+        self.arrays = arrays
+        self.batch_size = batch_size
+        self.steps_per_epoch = steps_per_epoch
+        self.seed = seed
+        self.epoch = 0
+        self._pass, self._order = None, None
+
+    def __len__(self):
+        return self.steps_per_epoch
+
+    def __getitem__(self, step):
+        count = len(self.arrays[0])
+        number, position = divmod(
+            self.epoch * self.steps_per_epoch + step, count // self.batch_size
+        )
+        if number != self._pass:
+            order = np.random.default_rng([self.seed, number]).permutation(count)
+            self._pass, self._order = number, order
+        rows = self._order[position * self.batch_size :][: self.batch_size]
+        return tuple(array[rows] for array in self.arrays)
+
+    def on_epoch_end(self):
+        self.epoch += 1
+
+
+class Quality:
+    """Two measures of samples, both against all real digits.
+
+    `frechet` is the Fréchet distance on the 64 pixels. `agreement` is how often a
+    classifier trained on the real images sees in a sample the label it was drawn for.
+    """
+
+    def __init__(self, images, labels):
+        self.pixels = images.reshape(len(images), -1)
+        self.classifier = MLPClassifier((128, 64), max_iter=300, random_state=0)
+        self.classifier.fit(self.pixels, labels)
+
+    def frechet(self, samples, labels):
+        samples = samples.reshape(len(samples), -1)
+        return keras_imm.metrics.frechet_distance(samples, self.pixels)
+
+    def agreement(self, samples, labels):
+        predicted = self.classifier.predict(samples.reshape(len(samples), -1))
+        return np.mean(predicted == labels)
