@@ -1,0 +1,69 @@
+# make digits [BACKEND=tensorflow|jax|torch] [ARGS="--steps=400"]   train and sample
+# make test   [BACKENDS="jax"] [ARGS="-k frechet"]                  all tests, each backend
+# make lint
+# PYTHON=python3.12 chooses the interpreter that .venv is made from.
+# TENSORFLOW=tensorflow installs the build with GPU kernels.
+
+PYTHON ?= python3
+BACKEND ?= tensorflow
+BACKENDS ?= tensorflow jax torch
+TENSORFLOW ?= $(if $(filter Linux,$(shell uname)),tensorflow-cpu,tensorflow)
+ARGS ?=
+
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	--constraint constraints.txt
+extra = $(if $(filter tensorflow,$(1)),$(TENSORFLOW),$(1))
+
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: help digits test lint clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '/^#/s/^# //p;/^$$/q' Makefile
+
+digits: $(VENV)/stamps/digits-$(BACKEND)
+	KERAS_BACKEND=$(BACKEND) $(VENV)/bin/python examples/digits.py $(ARGS)
+
+# Every backend runs, whatever the ones before it said.
+test: $(VENV)/stamps/test
+	@failed=; \
+	for backend in $(BACKENDS); do \
+		echo "== tests on $$backend"; \
+		KERAS_BACKEND=$$backend $(VENV)/bin/python -m pytest -n 2 -q $(ARGS) \
+			|| failed="$$failed $$backend"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "tests failed on:$$failed"; exit 1; fi
+
+lint: $(VENV)/stamps/lint
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+
+clean:
+	rm -rf $(VENV) build dist
+
+# A stamp is one finished installation into .venv; they add up, so that switching
+# BACKEND installs what is missing and no more.
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "$(PYTHON) not found: install Python 3.11 or newer," \
+			"or name it with PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "keras_imm needs Python 3.11 or newer; $(PYTHON) is" \
+			"$$($(PYTHON) --version 2>&1). Name another with PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/stamps/digits-%: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@case " tensorflow jax torch " in *" $* "*) ;; *) \
+		echo "BACKEND is '$*', it can be tensorflow, jax or torch"; exit 1;; esac
+	$(PIP) --editable ".[$(call extra,$*),examples]"
+	@mkdir -p $(@D) && touch $@
+
+$(VENV)/stamps/test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable ".[$(TENSORFLOW),jax,torch,examples,dev]"
+	@mkdir -p $(@D) && touch $@
+
+$(VENV)/stamps/lint: constraints.txt | $(VENV)/bin/python
+	$(PIP) ruff
+	@mkdir -p $(@D) && touch $@
