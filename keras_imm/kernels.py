@@ -11,6 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_imm.precision import at_least_float32, maximum
 from keras_imm.registry import lookup
 
 _MIN_DISTANCE = 1e-8
@@ -44,8 +45,10 @@ class Kernel:
             scale: Kernel scale; broadcasts with (..., n, m).
 
         Returns:
-            Tensor of shape (..., n, m).
+            Tensor of shape (..., n, m), float32 or wider.
         """
+        x, y = at_least_float32(x), at_least_float32(y)
+        scale = ops.convert_to_tensor(scale, x.dtype)
         squared = pairwise_squared_distance(x, y)
         return self.peak + self.relative(squared, scale, x.shape[-1])
 
@@ -81,7 +84,7 @@ class Laplace(Kernel):
 
     def relative(self, squared_distance: Any, scale: Any, dimension: int) -> Any:
         # The maximum is inside the root: its gradient is 0 there, not 0/0.
-        distance = ops.sqrt(ops.maximum(squared_distance, _MIN_DISTANCE**2))
+        distance = ops.sqrt(maximum(squared_distance, _MIN_DISTANCE**2))
         return ops.expm1(-scale * distance / dimension)
 
 
@@ -90,16 +93,17 @@ class RBF(Kernel):
     """exp(-1/2 scale^bandwidth_power ||x - y||^2 / dimension).
 
     Args:
-        bandwidth_power: Positive. 2 scales the distance by 1 / |c_out|, which is
+        bandwidth_power: In (0, 6]. 2 scales the distance by 1 / |c_out|, which is
             the argument of IMM App. C.8; 1 is the formula as printed there.
     """
 
     peak = 1.0
 
     def __init__(self, bandwidth_power: float = 2):
-        if not bandwidth_power > 0:
+        # The scale reaches 1e6, and its power has to fit into float32.
+        if not 0 < bandwidth_power <= 6:
             raise ValueError(
-                "`bandwidth_power` must be positive. "
+                "`bandwidth_power` must be in (0, 6]. "
                 f"Received: bandwidth_power={bandwidth_power!r}"
             )
         self.bandwidth_power = bandwidth_power
@@ -117,13 +121,14 @@ class PseudoHuber(Kernel):
     """c - sqrt(||x - y||^2 + c^2); uses neither scale nor dimension (App. C.8).
 
     Args:
-        c: Positive; the distance at which the kernel turns from quadratic to
+        c: In [1e-18, 1e18]; the distance at which the kernel turns from quadratic to
             linear. The paper gives no value.
     """
 
     def __init__(self, c: float):
-        if not c > 0:
-            raise ValueError(f"`c` must be positive. Received: c={c!r}")
+        # Its square has to fit into float32.
+        if not 1e-18 <= c <= 1e18:
+            raise ValueError(f"`c` must be in [1e-18, 1e18]. Received: c={c!r}")
         self.c = c
 
     def relative(self, squared_distance: Any, scale: Any, dimension: int) -> Any:

@@ -21,3 +21,19 @@ def at_least_float32(x: Any) -> Any:
     if isinstance(x, (int, float, list, tuple, np.ndarray, np.generic)):
         return ops.convert_to_tensor(np.asarray(x, dtype))
     return ops.cast(ops.convert_to_tensor(x), dtype)
+
+
+def maximum(x: Any, y: Any) -> Any:
+    """The larger of a float tensor and a tensor of its dtype, or a number.
+
+    `keras.ops.maximum` returns float32 for float64 under PyTorch. NaN in `x` stays.
+    """
+    return ops.where(x < y, y, x)
+
+
+def minimum(x: Any, y: Any) -> Any:
+    """The smaller of a float tensor and a tensor of its dtype, or a number.
+
+    `keras.ops.minimum` returns float32 for float64 under PyTorch. NaN in `x` stays.
+    """
+    return ops.where(x > y, y, x)

@@ -84,13 +84,14 @@ class Schedule:
 
         Returns:
             sigma_s / sigma_t and alpha_s - (sigma_s / sigma_t) alpha_t, each of the
-            shape of `t`. At sigma_t = 0 they are 1 and 0, so that s = t is the
-            identity there too.
+            shape of `t`; exactly 1 and 0 at s = t, also where sigma_t = 0.
         """
         sigma_t = self.sigma(t)
-        is_data = ops.equal(sigma_t, 0.0)
-        divisor = ops.where(is_data, ops.ones_like(sigma_t), sigma_t)
-        skip = ops.where(is_data, ops.ones_like(sigma_t), self.sigma(s) / divisor)
+        one = ops.ones_like(sigma_t)
+        divisor = ops.where(ops.equal(sigma_t, 0.0), one, sigma_t)
+        # Some compilers round x/x away from 1; the boundary is exact.
+        at_boundary = ops.equal(at_least_float32(s), at_least_float32(t))
+        skip = ops.where(at_boundary, one, self.sigma(s) / divisor)
         return skip, self.rotation(s, t) / divisor
 
     def get_config(self) -> dict:
@@ -153,9 +154,8 @@ class Cosine(Schedule):
         return (2.0 / math.pi) * ops.arctan(at_least_float32(eta))
 
     def inverse_reciprocal_eta(self, reciprocal_eta: Any) -> Any:
-        reciprocal_eta = at_least_float32(reciprocal_eta)
-        one = ops.ones_like(reciprocal_eta)
-        return (2.0 / math.pi) * ops.arctan2(one, reciprocal_eta)
+        # Not arctan2, which Keras computes in float32 on torch; arctan(inf) is right.
+        return self.inverse_eta(1.0 / at_least_float32(reciprocal_eta))
 
     def rotation(self, s: Any, t: Any) -> Any:
         return ops.sin((0.5 * math.pi) * (at_least_float32(t) - at_least_float32(s)))

@@ -11,8 +11,9 @@ import numpy as np
 from keras import ops
 
 from keras_imm import schedules
-from keras_imm.precision import at_least_float32
+from keras_imm.precision import at_least_float32, maximum, minimum
 from keras_imm.registry import lookup
+from keras_imm.validation import check_positive_number
 
 
 class TimeMapping:
@@ -28,10 +29,11 @@ class TimeMapping:
     allows_max_time_one = False
 
     def __init__(self, k: float = 12, min_gap: float = 0.0):
-        if not k > 0:
-            raise ValueError(f"`k` must be positive. Received: k={k!r}")
+        check_positive_number("k", k)
         if not 0.0 <= min_gap < 1.0:
-            raise ValueError(f"`min_gap` must be in [0, 1). Received: {min_gap!r}")
+            raise ValueError(
+                f"`min_gap` must be in [0, 1). Received: min_gap={min_gap!r}"
+            )
         self.k = k
         self.min_gap = min_gap
 
@@ -76,8 +78,8 @@ class TimeMapping:
         r = self.earlier(schedule, t, min_time, max_time)
         # Where the decrement is below the rounding of t, r is still before t.
         resolution = float(np.finfo(keras.backend.standardize_dtype(t.dtype)).eps)
-        r = ops.minimum(r, ops.minimum(t - self.min_gap, t * (1.0 - resolution)))
-        return ops.maximum(s, r)
+        r = minimum(r, minimum(t - self.min_gap, t * (1.0 - resolution)))
+        return maximum(s, r)
 
     def earlier(
         self, schedule: schedules.Schedule, t: Any, min_time: float, max_time: float
@@ -111,10 +113,10 @@ class EtaDecrement(TimeMapping):
         self, schedule: schedules.Schedule, t: Any, min_time: float, max_time: float
     ) -> Any:
         eta_min = _at(schedule.eta, min_time, t)
-        decrement = (_at(schedule.eta, max_time, t) - eta_min) / 2.0**self.k
+        decrement = (_at(schedule.eta, max_time, t) - eta_min) * 2.0**-self.k
         # eta^-1 has a pole at -1: stop at eta(epsilon).
-        room = ops.maximum(schedule.eta(t) - eta_min, 0.0)
-        return t - schedule.eta_gap(t, ops.minimum(room, decrement))
+        room = maximum(schedule.eta(t) - eta_min, 0.0)
+        return t - schedule.eta_gap(t, minimum(room, decrement))
 
 
 @keras.saving.register_keras_serializable(package="keras_imm")
@@ -129,7 +131,7 @@ class TimeDecrement(TimeMapping):
     def earlier(
         self, schedule: schedules.Schedule, t: Any, min_time: float, max_time: float
     ) -> Any:
-        return t - (max_time - min_time) / 2.0**self.k
+        return t - (max_time - min_time) * 2.0**-self.k
 
 
 @keras.saving.register_keras_serializable(package="keras_imm")
@@ -148,7 +150,7 @@ class LogSNRDecrement(TimeMapping):
     ) -> Any:
         span = _at(schedule.log_snr, min_time, t)
         span = span - _at(schedule.log_snr, max_time, t)
-        return schedule.inverse_log_snr(schedule.log_snr(t) + span / 2.0**self.k)
+        return schedule.inverse_log_snr(schedule.log_snr(t) + span * 2.0**-self.k)
 
 
 @keras.saving.register_keras_serializable(package="keras_imm")
@@ -167,7 +169,7 @@ class InverseEtaIncrement(TimeMapping):
     ) -> Any:
         span = _at(schedule.reciprocal_eta, min_time, t)
         span = span - _at(schedule.reciprocal_eta, max_time, t)
-        reciprocal_eta = schedule.reciprocal_eta(t) + span / 2.0**self.k
+        reciprocal_eta = schedule.reciprocal_eta(t) + span * 2.0**-self.k
         return schedule.inverse_reciprocal_eta(reciprocal_eta)
 
 

@@ -43,16 +43,17 @@ class ELBO(Weighting):
 
     Args:
         a: Power of alpha, at least 1 (1 or 2 in the paper).
-        b: Shift of the sigmoid, any real number (4 or 5 in the paper).
+        b: Shift of the sigmoid, in [-80, 80] (4 or 5 in the paper).
 
     Reference: IMM Eq. 13, here in a closed form without poles at t = 0 and t = 1.
     """
 
     def __init__(self, a: float = 1, b: float = 4):
-        if not a >= 1:
+        if not 1 <= a < math.inf:
             raise ValueError(f"`a` must be at least 1. Received: a={a!r}")
-        if not math.isfinite(b):
-            raise ValueError(f"`b` must be a finite number. Received: b={b!r}")
+        # exp(b) and exp(-b) have to fit into float32.
+        if not -80 <= b <= 80:
+            raise ValueError(f"`b` must be in [-80, 80]. Received: b={b!r}")
         self.a = a
         self.b = b
 
