@@ -94,7 +94,7 @@ def time_grid(
         ValueError: If the name is not known, the number of steps is not a positive
             integer, or the times do not fall.
     """
-    if not isinstance(identifier, str):
+    if np.ndim(identifier) == 1 and np.asarray(identifier).dtype.kind in "fiu":
         return eta_grid(identifier, schedule, min_time, max_time)
     check_integer("num_steps", num_steps, at_least=1)
     if identifier == "uniform":
