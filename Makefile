@@ -10,6 +10,12 @@ BACKENDS ?= tensorflow jax torch
 TENSORFLOW ?= $(if $(filter Linux,$(shell uname)),tensorflow-cpu,tensorflow)
 ARGS ?=
 
+KNOWN := tensorflow jax torch
+UNKNOWN := $(filter-out $(KNOWN),$(BACKEND) $(BACKENDS))
+ifneq ($(UNKNOWN),)
+$(error no such backend: $(UNKNOWN). Choose from $(KNOWN))
+endif
+
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 	--constraint constraints.txt
@@ -55,8 +61,6 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/stamps/digits-%: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@case " tensorflow jax torch " in *" $* "*) ;; *) \
-		echo "BACKEND is '$*', it can be tensorflow, jax or torch"; exit 1;; esac
 	$(PIP) --editable ".[$(call extra,$*),examples]"
 	@mkdir -p $(@D) && touch $@
 
