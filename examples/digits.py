@@ -115,9 +115,9 @@ def uniform_labels(count):
 def measure(generate, quality):
     """One row of the table per number of steps; `generate(labels, num_steps)`."""
     labels = uniform_labels(FLAGS.num_samples)
+    generate(labels, 1)  # compiles
     rows = []
     for num_steps in map(int, FLAGS.sampling_steps):
-        generate(labels, num_steps)  # compiles
         start = time.perf_counter()
         samples = generate(labels, num_steps)
         seconds = time.perf_counter() - start
