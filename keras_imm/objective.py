@@ -11,7 +11,13 @@ import keras
 from keras import ops
 
 from keras_imm import kernels, parameterizations, schedules, time_mappings, weightings
-from keras_imm.precision import at_least_float32
+from keras_imm.precision import at_least_float32, maximum, mean, minimum
+from keras_imm.validation import (
+    check_fraction,
+    check_instance,
+    check_integer,
+    check_positive_number,
+)
 
 FlowMap = Callable[[Any, Any, Any, Any], Any]
 
@@ -44,7 +50,7 @@ def sample_times(
     shape: tuple,
     min_time: float,
     max_time: float,
-    seed: keras.random.SeedGenerator | int,
+    seed: keras.random.SeedGenerator,
     dtype: str = "float32",
 ) -> tuple[Any, Any]:
     """Draws t ~ U(min_time, max_time) and s | t ~ U(min_time, t).
@@ -53,15 +59,19 @@ def sample_times(
         shape: Shape of the times, such as (groups,).
         min_time: Start of the time range (epsilon in the paper).
         max_time: End of the time range (T in the paper).
-        seed: Seed or seed generator.
+        seed: Seed generator; an integer would draw t and s alike.
         dtype: Dtype of the times.
 
     Returns:
         s and t, each of the given shape, min_time <= s <= t <= max_time.
+
+    Raises:
+        ValueError: If `seed` is not a seed generator.
     """
+    check_instance("seed", seed, keras.random.SeedGenerator)
     t = keras.random.uniform(shape, min_time, max_time, dtype=dtype, seed=seed)
     fraction = keras.random.uniform(shape, dtype=dtype, seed=seed)
-    return ops.minimum(min_time + fraction * (t - min_time), t), t
+    return minimum(min_time + fraction * (t - min_time), t), t
 
 
 def grouped_mmd(
@@ -81,29 +91,31 @@ def grouped_mmd(
         group_size: Particles per group, M in the paper; divides the batch.
 
     Returns:
-        Tensor of shape (batch // group_size,), float32 or wider: for each group
-        the mean over all M^2 pairs (the V-statistic: j = k stays in) of
-        k(y_j, y_k) + k(y'_j, y'_k) - 2 k(y_j, y'_k).
+        Tensor of shape (batch // group_size,), in float32 or the wider dtype of
+        `y`: for each group the mean over all M^2 pairs (the V-statistic: j = k
+        stays in) of k(y_j, y_k) + k(y'_j, y'_k) - 2 k(y_j, y'_k).
 
     Raises:
-        ValueError: If the group size does not divide the batch, or the kernel is
-            not known.
+        ValueError: If the group size is not a positive integer that divides the
+            batch, or the kernel is not known.
     """
     kernel = kernels.get(kernel)
+    check_integer("group_size", group_size, at_least=1)
     check_group_size(y.shape[0], group_size)
     dimension = 1
     for size in y.shape[1:]:
         dimension *= size
     y = ops.reshape(at_least_float32(y), (-1, group_size, dimension))
-    y_target = ops.reshape(at_least_float32(y_target), (-1, group_size, dimension))
-    scale = ops.reshape(at_least_float32(kernel_scale), (-1, 1, 1))
+    y_target = ops.convert_to_tensor(y_target, y.dtype)
+    y_target = ops.reshape(y_target, (-1, group_size, dimension))
+    scale = ops.reshape(ops.convert_to_tensor(kernel_scale, y.dtype), (-1, 1, 1))
 
     def k(a, b):
         squared_distance = kernels.pairwise_squared_distance(a, b)
         return kernel.relative(squared_distance, scale, dimension)
 
     pairs = k(y, y) + k(y_target, y_target) - 2.0 * k(y, y_target)
-    return ops.mean(pairs, axis=(1, 2))
+    return mean(pairs, axis=(1, 2))
 
 
 class MomentMatching:
@@ -117,11 +129,11 @@ class MomentMatching:
         loss = objective.loss(flow_map, particles, y_target)
 
     Args:
-        schedule: `keras_imm.schedules.Schedule`.
-        parameterization: `keras_imm.parameterizations.Parameterization`.
-        time_mapping: `keras_imm.time_mappings.TimeMapping`.
-        kernel: `keras_imm.kernels.Kernel`.
-        weighting: `keras_imm.weightings.Weighting`.
+        schedule: Name or `keras_imm.schedules.Schedule`.
+        parameterization: Name or `keras_imm.parameterizations.Parameterization`.
+        time_mapping: Name or `keras_imm.time_mappings.TimeMapping`.
+        kernel: Name or `keras_imm.kernels.Kernel`.
+        weighting: Name or `keras_imm.weightings.Weighting`.
         group_size: Particles per group, M in the paper; a positive integer.
         sigma_data: Standard deviation of the data and of the noise; positive.
         min_time: Start of the time range, in [0, max_time).
@@ -131,16 +143,19 @@ class MomentMatching:
             Algorithm 3, or (False) in the pass with gradient alone.
         null_label: The null label, needed where `label_dropout` is positive.
 
+    Raises:
+        ValueError: If an argument is out of its range.
+
     Reference: Zhou, Ermon, Song, Inductive Moment Matching, ICML 2025, Algorithm 3.
     """
 
     def __init__(
         self,
-        schedule: schedules.Schedule,
-        parameterization: parameterizations.Parameterization,
-        time_mapping: time_mappings.TimeMapping,
-        kernel: kernels.Kernel,
-        weighting: weightings.Weighting,
+        schedule: str | schedules.Schedule,
+        parameterization: str | parameterizations.Parameterization,
+        time_mapping: str | time_mappings.TimeMapping,
+        kernel: str | kernels.Kernel,
+        weighting: str | weightings.Weighting,
         group_size: int = 4,
         sigma_data: float = 0.5,
         min_time: float = 0.0,
@@ -149,11 +164,22 @@ class MomentMatching:
         drop_target_labels: bool = True,
         null_label: int | None = None,
     ):
-        self.schedule = schedule
-        self.parameterization = parameterization
-        self.time_mapping = time_mapping
-        self.kernel = kernel
-        self.weighting = weighting
+        self.schedule = schedules.get(schedule)
+        self.parameterization = parameterizations.get(parameterization)
+        self.time_mapping = time_mappings.get(time_mapping)
+        self.kernel = kernels.get(kernel)
+        self.weighting = weightings.get(weighting)
+        check_integer("group_size", group_size, at_least=1)
+        check_positive_number("sigma_data", sigma_data)
+        check_times(min_time, max_time)
+        check_fraction("label_dropout", label_dropout)
+        if label_dropout and null_label is None:
+            raise ValueError(
+                "`label_dropout` > 0 needs a `null_label`. "
+                f"Received: label_dropout={label_dropout!r}, null_label=None"
+            )
+        self.parameterization.check(self.schedule)
+        self.time_mapping.check(self.schedule, min_time, max_time)
         self.group_size = group_size
         self.sigma_data = sigma_data
         self.min_time = min_time
@@ -166,7 +192,7 @@ class MomentMatching:
         self,
         x: Any,
         labels: Any,
-        seed: keras.random.SeedGenerator | int,
+        seed: keras.random.SeedGenerator,
         dropout: bool = True,
     ) -> Particles:
         """Algorithm 3 up to the networks: times, noise and dropped labels.
@@ -174,14 +200,15 @@ class MomentMatching:
         Args:
             x: Data of standard deviation `sigma_data`, shape (batch, ...).
             labels: Integer labels of shape (batch,), or None.
-            seed: Seed or seed generator.
+            seed: Seed generator.
             dropout: Whether labels are dropped.
 
         Returns:
             `Particles`.
 
         Raises:
-            ValueError: If the group size does not divide the batch.
+            ValueError: If the group size does not divide the batch, or `seed` is
+                not a seed generator.
         """
         check_group_size(x.shape[0], self.group_size)
         x = at_least_float32(x)
@@ -259,14 +286,26 @@ class MomentMatching:
 
         s, t = p.s[:: self.group_size], p.t[:: self.group_size]
         c_out = self.parameterization.c_out(self.schedule, s, t, self.sigma_data)
-        kernel_scale = 1.0 / ops.maximum(ops.abs(c_out), _MIN_C_OUT)
+        kernel_scale = 1.0 / maximum(ops.abs(c_out), _MIN_C_OUT)
         mmd = grouped_mmd(y, y_target, kernel_scale, self.kernel, self.group_size)
-        return ops.mean(self.weighting(self.schedule, s, t) * mmd)
+        weight = self.weighting(self.schedule, s, t)
+        # At s = t both passes are the identity: exactly 0, whatever is rounded.
+        weight = ops.where(s < t, weight, ops.zeros_like(weight))
+        return mean(weight * mmd)
 
 
 def per_sample(coefficient: Any, x: Any) -> Any:
     """Reshapes (batch,) to (batch, 1, ...), to multiply `x` of (batch, ...)."""
     return ops.reshape(coefficient, (-1,) + (1,) * (len(x.shape) - 1))
+
+
+def check_times(min_time: float, max_time: float) -> None:
+    """Raises ValueError unless 0 <= min_time < max_time <= 1."""
+    if not 0.0 <= min_time < max_time <= 1.0:
+        raise ValueError(
+            "Times must satisfy 0 <= `min_time` < `max_time` <= 1. "
+            f"Received: min_time={min_time!r}, max_time={max_time!r}"
+        )
 
 
 def check_group_size(batch: int | None, group_size: int) -> None:

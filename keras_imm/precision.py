@@ -37,3 +37,11 @@ def minimum(x: Any, y: Any) -> Any:
     `keras.ops.minimum` returns float32 for float64 under PyTorch. NaN in `x` stays.
     """
     return ops.where(x > y, y, x)
+
+
+def mean(x: Any, axis: tuple[int, ...] | None = None) -> Any:
+    """The mean of a float tensor over some of its axes, or all.
+
+    `keras.ops.mean` rounds float64 to float32 under PyTorch.
+    """
+    return ops.sum(x, axis=axis) / ops.sum(ops.ones_like(x), axis=axis)

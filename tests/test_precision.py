@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_imm.precision import at_least_float32, maximum, minimum
+from keras_imm.precision import at_least_float32, maximum, mean, minimum
 from tests.backends import FLOATS, dtype_of
 
 
@@ -37,3 +37,14 @@ def test_maximum_and_minimum(dtype):
             assert dtype_of(z) == dtype
             other = ops.convert_to_numpy(other)
             np.testing.assert_array_equal(ops.convert_to_numpy(z), expected(x, other))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_mean(dtype):
+    x = np.random.default_rng(0).uniform(1, 2, (3, 4, 5)).astype(dtype)
+    for axis in (None, (1, 2)):
+        y = mean(ops.convert_to_tensor(x), axis)
+        assert dtype_of(y) == dtype
+        expected = np.mean(x.astype("float64"), axis)
+        rtol = 4 * np.finfo(dtype).eps
+        np.testing.assert_allclose(ops.convert_to_numpy(y), expected, rtol=rtol)
