@@ -117,37 +117,39 @@ class IMM(Generation, trainers.get(), keras.Model):
         seed: int = 0,
         **kwargs: Any,
     ):
-        schedule = schedules.get(schedule)
-        parameterization = parameterizations.get(parameterization)
-        time_mapping = time_mappings.get(time_mapping)
-        kernel = kernels.get(kernel)
-        weighting = weightings.get(weighting)
         check_instance("backbone", backbone, keras.layers.Layer)
         check_choice("second_time", second_time, ("s", "stride"))
         check_positive_number("time_scale", time_scale)
-        check_positive_number("sigma_data", sigma_data)
-        check_integer("group_size", group_size, at_least=1)
         check_integer("accumulation_steps", accumulation_steps, at_least=1)
         check_integer("seed", seed, at_least=0)
         check_fraction("label_dropout", label_dropout)
-        if not 0.0 <= min_time < max_time <= 1.0:
-            raise ValueError(
-                "Times must satisfy 0 <= `min_time` < `max_time` <= 1. "
-                f"Received: min_time={min_time!r}, max_time={max_time!r}"
-            )
-        parameterization.check(schedule)
-        time_mapping.check(schedule, min_time, max_time)
+        num_classes = int(getattr(backbone, "num_classes", 0) or 0)
+        loss = objective.MomentMatching(
+            schedule,
+            parameterization,
+            time_mapping,
+            kernel,
+            weighting,
+            group_size=group_size,
+            sigma_data=sigma_data,
+            min_time=min_time,
+            max_time=max_time,
+            label_dropout=label_dropout if num_classes else 0.0,
+            drop_target_labels=drop_target_labels,
+            null_label=num_classes,
+        )
 
         # Coefficients and times are never cast to the backbone's half precision.
         kwargs.setdefault("dtype", backbone.dtype_policy)
         super().__init__(autocast=False, **kwargs)
         self._allow_non_tensor_positional_args = True  # model(x_t, 0.9, 0.1)
         self.backbone = backbone
-        self.schedule = schedule
-        self.parameterization = parameterization
-        self.time_mapping = time_mapping
-        self.kernel = kernel
-        self.weighting = weighting
+        self.objective = loss
+        self.schedule = loss.schedule
+        self.parameterization = loss.parameterization
+        self.time_mapping = loss.time_mapping
+        self.kernel = loss.kernel
+        self.weighting = loss.weighting
         self.second_time = second_time
         self.time_scale = time_scale
         self.group_size = group_size
@@ -158,25 +160,10 @@ class IMM(Generation, trainers.get(), keras.Model):
         self.label_dropout = label_dropout
         self.drop_target_labels = drop_target_labels
         self.seed = int(seed)
-        self.num_classes = int(getattr(backbone, "num_classes", 0) or 0)
+        self.num_classes = num_classes
         self.data_shape = _known_data_shape(backbone)
         self.seed_generator = keras.random.SeedGenerator(mix_seeds(self.seed))
-        self.objective = objective.MomentMatching(
-            schedule,
-            parameterization,
-            time_mapping,
-            kernel,
-            weighting,
-            group_size=group_size,
-            sigma_data=sigma_data,
-            min_time=min_time,
-            max_time=max_time,
-            label_dropout=label_dropout if self.num_classes else 0.0,
-            drop_target_labels=drop_target_labels,
-            null_label=self.num_classes,
-        )
         self._compiled_flow_map = None
-        self._requested_jit_compile = "auto"
         if self.data_shape is not None:
             self.build((None, *self.data_shape))
 

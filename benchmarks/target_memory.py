@@ -1,0 +1,110 @@
+"""Peak memory of a training step, with and without the target pass's activations.
+
+    python benchmarks/target_memory.py
+
+Each figure is `ru_maxrss` of a process of its own. "outside" is the library's step;
+"inside" differentiates through both passes, so that the target's activations are kept;
+"no step" builds the same model and stops, and is subtracted for the last column.
+"""
+
+import json
+import os
+import pathlib
+import platform
+import resource
+import subprocess
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("backends", "tensorflow,jax,torch", "Backends to measure.")
+flags.DEFINE_string("variant", None, "Measure this one in this process.")
+flags.DEFINE_integer("hidden_size", 256, "Width of the DiT.")
+flags.DEFINE_integer("depth", 8, "Blocks of the DiT.")
+flags.DEFINE_integer("batch_size", 32, "Batch size, on 32x32x4 data.")
+flags.DEFINE_string("out", None, "JSON file for the results.")
+
+VARIANTS = ("no step", "outside", "inside")
+
+
+def measure(variant):
+    """Peak memory of this process after two steps, in MiB."""
+    import keras
+    import numpy as np
+
+    import keras_imm
+
+    class TargetInside(keras_imm.IMM):
+        """Leaves the target to the differentiated part of the step."""
+
+        def compute_target(self, particles, training):
+            return particles.x_r
+
+        def compute_objective(self, particles, y_target, training):
+            flow_map = self._flow_map(training)
+            y_target = self.objective.target(flow_map, particles)
+            return self.objective.loss(flow_map, particles, y_target)
+
+    kind = TargetInside if variant == "inside" else keras_imm.IMM
+    backbone = keras_imm.backbones.DiT(
+        image_shape=(32, 32, 4),
+        hidden_size=FLAGS.hidden_size,
+        depth=FLAGS.depth,
+        num_heads=4,
+    )
+    model = kind(backbone)
+    model.compile(keras.optimizers.Adam(1e-4, use_ema=True))
+    shape = (FLAGS.batch_size, 32, 32, 4)
+    images = np.random.default_rng(0).normal(0, 0.5, shape).astype("float32")
+    if variant != "no step":
+        for _ in range(2):
+            model.train_on_batch(images)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def run(backend, variant):
+    command = [
+        sys.executable,
+        pathlib.Path(__file__).resolve(),
+        f"--variant={variant}",
+        f"--hidden_size={FLAGS.hidden_size}",
+        f"--depth={FLAGS.depth}",
+        f"--batch_size={FLAGS.batch_size}",
+    ]
+    environment = os.environ | {"KERAS_BACKEND": backend}
+    output = subprocess.run(
+        command, env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    return float(output.split()[-1])
+
+
+def main(_):
+    if FLAGS.variant:
+        print(measure(FLAGS.variant))
+        return
+    print(
+        f"DiT, hidden {FLAGS.hidden_size}, depth {FLAGS.depth}, patch 2, 32x32x4, "
+        f"batch {FLAGS.batch_size}; {platform.processor() or platform.machine()}, "
+        f"{os.cpu_count()} cores. Peak MiB:\n"
+    )
+    print("| backend | no step | target outside | target inside | saved |")
+    print("|---|---|---|---|---|", flush=True)
+    results = {}
+    for backend in FLAGS.backends:
+        peaks = {variant: run(backend, variant) for variant in VARIANTS}
+        results[backend] = peaks
+        none, outside, inside = peaks.values()
+        saved = 1 - (outside - none) / (inside - none)
+        print(
+            f"| {backend} | {none:.0f} | {outside:.0f} | {inside:.0f} | {saved:.0%} |",
+            flush=True,
+        )
+    if FLAGS.out:
+        pathlib.Path(FLAGS.out).write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)
