@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
+from scripts import run_script
 
 import keras_imm
 
@@ -26,7 +27,7 @@ def out(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def result(run_script, out):
+def result(out):
     result = run_script("examples/digits.py", *FLAGS, f"--out={out}")
     assert result.returncode == 0, result.stderr
     return result
@@ -82,7 +83,7 @@ def test_the_saved_model_generates(result, out):
     assert np.isfinite(images).all()
 
 
-def test_steps_that_make_no_whole_epochs_are_refused(run_script):
+def test_steps_that_make_no_whole_epochs_are_refused():
     result = run_script("examples/digits.py", "--steps=5", "--steps_per_epoch=4")
     assert result.returncode != 0
     assert "--steps must be a multiple of --steps_per_epoch" in result.stderr

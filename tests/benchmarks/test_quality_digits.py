@@ -1,0 +1,65 @@
+"""The quality benchmark: one short run of both methods, and the table of many."""
+
+import json
+
+from scripts import run_script
+
+
+def metrics(method, backend, seed, quality, **more):
+    return {
+        "method": method,
+        "backend": backend,
+        "flags": {"seed": seed, "steps": 4000},
+        "results": [{"steps": n, "frechet": f, "agreement": a} for n, f, a in quality],
+        "seconds": {"training_without_compilation": 200.0},
+        **more,
+    }
+
+
+def print_table(folder, runs):
+    for i, one in enumerate(runs):
+        (folder / str(i)).mkdir()
+        (folder / str(i) / "metrics.json").write_text(json.dumps(one))
+    return run_script("benchmarks/quality_digits.py", "--table", f"--out={folder}")
+
+
+def test_the_table_has_a_row_per_run_and_the_means(tmp_path):
+    runs = [
+        metrics("imm", "jax", 1, [(1, 0.14, 0.95), (2, 0.08, 0.96)]),
+        metrics("imm", "jax", 0, [(1, 0.12, 0.93), (2, 0.06, 0.94)]),
+        metrics(
+            "flow_matching", "jax", 0, [(1, 2.5, 1), (2, 0.75, 1)], training_steps=5000
+        ),
+    ]
+    result = print_table(tmp_path, runs)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if line.startswith("|")]
+    assert [line.count("|") for line in lines] == [8] * 6
+    assert lines[2:] == [
+        "| jax | 0 | flow matching | 40.0 | 5000 | 2.500 / 1.000 | 0.750 / 1.000 |",
+        "| jax | 0 | IMM | 50.0 | 4000 | 0.120 / 0.930 | 0.060 / 0.940 |",
+        "| jax | 1 | IMM | 50.0 | 4000 | 0.140 / 0.950 | 0.080 / 0.960 |",
+        "| jax | mean | IMM | | | 0.130 / 0.940 | 0.070 / 0.950 |",
+    ]
+
+
+def test_a_table_of_nothing_is_refused(tmp_path):
+    result = print_table(tmp_path, [])
+    assert result.returncode != 0 and "no results in" in result.stderr
+
+
+def test_the_baseline_trains_for_the_time_given(tmp_path):
+    result = run_script(
+        "benchmarks/flow_matching_digits.py",
+        "--seconds=2",
+        "--batch_size=32",
+        "--num_samples=80",
+        "--sampling_steps=1,2",
+        f"--out={tmp_path}",
+    )
+    assert result.returncode == 0, result.stderr
+    measured = json.loads((tmp_path / "metrics.json").read_text())
+    assert measured["training_steps"] > 1
+    assert 2 <= measured["seconds"]["training_without_compilation"] < 4
+    assert [row["steps"] for row in measured["results"]] == [1, 2]
+    assert (tmp_path / "samples.png").exists()

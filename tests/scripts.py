@@ -1,0 +1,33 @@
+"""Scripts of the checkout, run in a process of their own on the current backend."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def run_script(script: str, *flags: str) -> subprocess.CompletedProcess:
+    """`python script flags`, with the output as text."""
+    return _run(str(ROOT / script), *flags)
+
+
+def run_code(code: str, folder: str) -> subprocess.CompletedProcess:
+    """`python -c code`, where the scripts of `folder` can be imported."""
+    return _run("-c", f"import sys; sys.path.insert(0, {str(ROOT / folder)!r})\n{code}")
+
+
+def _run(*arguments):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={
+            **os.environ,
+            "KERAS_BACKEND": keras.backend.backend(),
+            "PYTHONPATH": str(ROOT),
+        },
+        capture_output=True,
+        text=True,
+    )
