@@ -35,7 +35,7 @@ def value_and_gradient(function, x):
     elif keras.backend.backend() == "jax":
         import jax
 
-        value, gradient = jax.value_and_grad(function)(x)
+        value, gradient = jax.jit(jax.value_and_grad(function))(x)
     else:
         x = x.detach().clone().requires_grad_()
         value = function(x)
