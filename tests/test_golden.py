@@ -149,6 +149,8 @@ def test_restart(golden):
 )
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_half_precision(path, policy, tolerance):
+    if policy == "mixed_float16" and keras.backend.backend() == "jax":
+        pytest.skip("JAX has no float16 attention on the CPU")
     # Times near 1000 in half precision would be wrong by up to 4 (bfloat16).
     arrays, model = load(path, policy)
     x, t, s = channels_last(arrays["x"]), arrays["t"], arrays["s"]
