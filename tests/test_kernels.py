@@ -103,17 +103,15 @@ def test_gradient_of_identical_particles_is_zero(kernel, formula, scale):
     np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
 
 
-@pytest.mark.parametrize("distance", [1e-30, 1e-12, 1e-9, 1e-7, 1e-3, 1e3, 1e8])
+@pytest.mark.parametrize("scale", [0.5, 1e6])
 @every_kernel
-def test_gradient_is_finite_at_any_distance(kernel, formula, distance):
+def test_gradient_is_finite_at_any_distance(kernel, formula, scale):
+    distance = np.array([1e-30, 1e-12, 1e-9, 1e-7, 1e-3, 1e3, 1e8], "float32")
+    y = 0.5 * distance[:, None] * np.ones((1, 4), "float32")
     x = np.zeros((1, 4), "float32")
-    y = np.full((1, 4), 0.5 * distance, "float32")
-    for scale in (0.5, 1e6):
-        value, gradient = value_and_gradient(
-            lambda x, scale=scale: ops.sum(kernel(x, y, scale)), x
-        )
-        assert np.isfinite(value)
-        assert np.all(np.isfinite(gradient))
+    value, gradient = value_and_gradient(lambda y: ops.sum(kernel(x, y, scale)), y)
+    assert np.isfinite(value)
+    assert np.all(np.isfinite(gradient))
 
 
 @every_kernel
