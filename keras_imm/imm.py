@@ -351,7 +351,7 @@ class IMM(Generation, trainers.get(), keras.Model):
         if not self.compiled:
             return {}
         optimizer = super().get_compile_config()["optimizer"]
-        return {"optimizer": optimizer, **self._compile_arguments}
+        return {"optimizer": _portable(optimizer), **self._compile_arguments}
 
     def compile_from_config(self, config: dict) -> None:
         """Compiles as `get_compile_config` described."""
@@ -474,6 +474,20 @@ class IMM(Generation, trainers.get(), keras.Model):
             raise ValueError(
                 f"Cannot load weights from {str(filepath)!r}: {error}"
             ) from error
+
+
+def _portable(config: Any) -> Any:
+    """Names Keras's optimizers by their public module.
+
+    Under PyTorch they are subclasses of their own, which other backends would load
+    and could not run.
+    """
+    if not isinstance(config, dict):
+        return config
+    config = {key: _portable(value) for key, value in config.items()}
+    if str(config.get("module")).startswith("keras.src.backend.torch.optimizers"):
+        config["module"] = "keras.optimizers"
+    return config
 
 
 def _known_data_shape(backbone: keras.layers.Layer) -> tuple | None:
