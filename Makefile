@@ -37,7 +37,7 @@ test: $(VENV)/stamps/test
 	@failed=; \
 	for backend in $(BACKENDS); do \
 		echo "== tests on $$backend"; \
-		KERAS_BACKEND=$$backend $(VENV)/bin/python -m pytest -n 2 -q $(ARGS) \
+		OMP_NUM_THREADS=1 KERAS_BACKEND=$$backend $(VENV)/bin/python -m pytest -n 2 -q $(ARGS) \
 			|| failed="$$failed $$backend"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "tests failed on:$$failed"; exit 1; fi
