@@ -220,7 +220,8 @@ class IMM(Generation, trainers.get(), keras.Model):
         labels = ops.concatenate([labels, null])
         output = self.backbone([x, c_t, c_s, labels], training=training)
         guided, unguided = ops.split(output, 2)
-        return guidance_scale * guided + (1.0 - guidance_scale) * unguided
+        w = ops.cast(at_least_float32(guidance_scale), output.dtype)
+        return w * guided + (1.0 - w) * unguided
 
     def _times(self, times: Any, batch: Any, dtype: Any) -> Any:
         times = ops.cast(at_least_float32(times), dtype)
