@@ -285,11 +285,18 @@ def test_run_eagerly(make_model, images, labels):
 def test_jit_compile(make_model, images, labels, backend):
     if backend == "torch":
         pytest.skip("torch.compile of Keras's whole step takes minutes on two cores")
+    # XLA may draw other random numbers from a seed, so fixed noise is compared.
     fast, plain = make_model({"jit_compile": True}), make_model({})
-    losses = [
-        fit(model, images, labels, epochs=1).history["loss"] for model in (fast, plain)
-    ]
-    np.testing.assert_allclose(*losses, rtol=1e-4)
+    np.testing.assert_allclose(
+        fast.generate(labels, noise=images),
+        plain.generate(labels, noise=images),
+        atol=1e-5,
+    )
+    before = weights_of(fast)
+    history = fit(fast, images, labels)
+    assert fast.jit_compile
+    assert np.all(np.isfinite(history.history["loss"]))
+    assert differ(before, weights_of(fast))
 
 
 def test_learning_rate_schedules_and_clipping(make_model, images, labels):
