@@ -2,7 +2,9 @@
 
     python benchmarks/import_time.py
 
-The two imports take turns, so that a machine that slows down slows both down.
+Each process imports Keras first and keras_imm after it, and times the two apart: what
+slows the machine down from one process to the next slows both, and is not taken for a
+cost of keras_imm.
 """
 
 import statistics
@@ -12,34 +14,34 @@ import sys
 from absl import app, flags
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("processes", 7, "Fresh processes for each.", lower_bound=1)
+flags.DEFINE_integer("processes", 7, "Fresh processes.", lower_bound=1)
 
 SCRIPT = """
 import time
 start = time.perf_counter()
-import {module}
-print(time.perf_counter() - start)
+import keras
+middle = time.perf_counter()
+import keras_imm
+print(middle - start, time.perf_counter() - middle)
 """
 
 
-def seconds(module):
-    command = [sys.executable, "-c", SCRIPT.format(module=module)]
+def seconds():
+    """Seconds of `import keras` and of `import keras_imm` after it."""
+    command = [sys.executable, "-c", SCRIPT]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return float(output.splitlines()[-1])
+    return [float(number) for number in output.splitlines()[-1].split()]
 
 
-def extra_seconds(processes=7):
-    """Median seconds of `import keras_imm` beyond `import keras`, and of that one."""
-    times = [(seconds("keras"), seconds("keras_imm")) for _ in range(processes)]
-    keras, keras_imm = (
-        statistics.median(column) for column in zip(*times, strict=True)
-    )
-    return keras_imm - keras, keras
+def medians(processes=7):
+    """Medians of both over fresh processes."""
+    times = [seconds() for _ in range(processes)]
+    return [statistics.median(column) for column in zip(*times, strict=True)]
 
 
 def main(_):
-    extra, keras = extra_seconds(FLAGS.processes)
-    print(f"import keras: {keras:.3f} s; keras_imm on top of it: {extra:+.3f} s")
+    keras, keras_imm = medians(FLAGS.processes)
+    print(f"import keras: {keras:.3f} s; keras_imm on top of it: {keras_imm:.3f} s")
 
 
 if __name__ == "__main__":
