@@ -22,28 +22,36 @@ FLAGS = flags.FLAGS
 flags.DEFINE_float("seconds", 200.0, "Seconds of training, without compilation.")
 
 
-PILOT_STEPS = 100
+class StopAfter(keras.callbacks.Callback):
+    """Stops training when `seconds` have passed since the end of the first step."""
 
-
-class Stopwatch(keras.callbacks.Callback):
-    """Seconds of training without the first step, which compiles."""
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+        self.start = None
+        self.steps = 0
 
     def on_train_batch_end(self, batch, logs=None):
-        now = time.perf_counter()
-        if not hasattr(self, "start"):
-            self.start, self.steps = now, 0
-        else:
-            self.elapsed = now - self.start
-            self.steps += 1
+        self.steps += 1
+        if self.start is None:
+            self.start = time.perf_counter()
+        self.elapsed = time.perf_counter() - self.start
+        self.model.stop_training = self.elapsed >= self.seconds
 
 
-def train(images, labels, steps):
-    """A new model trained for `steps`, its history and its stopwatch."""
+def main(_):
+    out = pathlib.Path(FLAGS.out)
+    out.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(FLAGS.seed)
+    images, labels = digits_data.load()
+    quality = digits_data.Quality(images, labels)
+
     model = FlowMatching(digits.build_backbone(), digits_data.SIGMA_DATA)
-    model.compile(optimizer=digits.build_optimizer(steps), loss="mse")
-    batches = digits_data.Batches((images, labels), FLAGS.batch_size, steps, FLAGS.seed)
-    watch = Stopwatch()
+    model.compile(optimizer=digits.build_optimizer(), loss="mse")
+    stop = StopAfter(FLAGS.seconds)
+    batches = digits_data.Batches(
+        (images, labels), FLAGS.batch_size, FLAGS.steps_per_epoch, FLAGS.seed
+    )
     history = model.fit(
         NoisedBatches(
             batches,
@@ -52,23 +60,11 @@ def train(images, labels, steps):
             FLAGS.label_dropout,
             FLAGS.seed,
         ),
+        epochs=sys.maxsize,
         shuffle=False,
         verbose=0,
-        callbacks=[watch],
+        callbacks=[stop],
     )  # Keras ends it by putting the averaged weights in place.
-    return model, history, watch
-
-
-def main(_):
-    out = pathlib.Path(FLAGS.out)
-    out.mkdir(parents=True, exist_ok=True)
-    images, labels = digits_data.load()
-    quality = digits_data.Quality(images, labels)
-
-    # The learning rate falls to 0 at the last step, so their number has to be known.
-    _, _, pilot = train(images, labels, PILOT_STEPS)
-    steps = max(2, round(FLAGS.seconds * pilot.steps / pilot.elapsed))
-    model, history, watch = train(images, labels, steps)
 
     def generate(labels, num_steps):
         return model.generate(labels, num_steps, FLAGS.seed, digits.SAMPLING_BATCH)
@@ -85,8 +81,8 @@ def main(_):
             "parameters": model.count_params(),
             "results": rows,
             "loss": history.history["loss"],
-            "training_steps": steps,
-            "seconds": {"training_without_compilation": watch.elapsed},
+            "training_steps": stop.steps,
+            "seconds": {"training_without_compilation": stop.elapsed},
         },
     )
 

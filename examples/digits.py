@@ -33,7 +33,7 @@ flags.DEFINE_integer("steps", 4000, "Training steps.", lower_bound=1)
 flags.DEFINE_integer("steps_per_epoch", 200, "Steps per epoch.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 128, "Batch size.", lower_bound=1)
 flags.DEFINE_integer("group_size", 4, "Particles per group, M.", lower_bound=1)
-flags.DEFINE_float("learning_rate", 1e-3, "Adam's learning rate, at its highest.")
+flags.DEFINE_float("learning_rate", 1e-3, "Adam's learning rate.")
 flags.DEFINE_integer("warmup_steps", 200, "Steps of linear warm-up.", lower_bound=0)
 flags.DEFINE_float("ema_momentum", 0.998, "Momentum of the averaged weights.")
 flags.DEFINE_float("label_dropout", 0.1, "How often a label becomes the null label.")
@@ -60,15 +60,12 @@ def build_backbone():
     )
 
 
-def build_optimizer(steps):
-    """Adam whose rate rises for `warmup_steps`, then falls to 0 at `steps` (cosine)."""
-    warmup = min(FLAGS.warmup_steps, steps - 1)
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0 if warmup else FLAGS.learning_rate,
-        steps - warmup,
-        warmup_target=FLAGS.learning_rate if warmup else None,
-        warmup_steps=warmup,
-    )
+def build_optimizer():
+    rate = FLAGS.learning_rate
+    if FLAGS.warmup_steps:
+        rate = keras.optimizers.schedules.PolynomialDecay(
+            rate / FLAGS.warmup_steps, FLAGS.warmup_steps, end_learning_rate=rate
+        )
     return keras.optimizers.Adam(
         rate, epsilon=1e-8, use_ema=True, ema_momentum=FLAGS.ema_momentum
     )
@@ -88,7 +85,7 @@ def build_model():
         label_dropout=FLAGS.label_dropout,
         seed=FLAGS.seed,
     )
-    model.compile(optimizer=build_optimizer(FLAGS.steps))
+    model.compile(optimizer=build_optimizer())
     return model
 
 

@@ -60,7 +60,6 @@ def test_the_baseline_trains_for_the_time_given(tmp_path):
     assert result.returncode == 0, result.stderr
     measured = json.loads((tmp_path / "metrics.json").read_text())
     assert measured["training_steps"] > 1
-    # The number of steps comes from the pace of a pilot, which may wobble.
-    assert 0.5 < measured["seconds"]["training_without_compilation"] < 8
+    assert 2 <= measured["seconds"]["training_without_compilation"] < 4
     assert [row["steps"] for row in measured["results"]] == [1, 2]
     assert (tmp_path / "samples.png").exists()
