@@ -20,6 +20,7 @@ from keras_imm.generation import Generation
 from keras_imm.precision import at_least_float32
 from keras_imm.seeds import assign_state, mix_seeds, random_states
 from keras_imm.validation import (
+    check_batch_size,
     check_choice,
     check_fraction,
     check_instance,
@@ -249,15 +250,8 @@ class IMM(Generation, trainers.get(), keras.Model):
             )
         if labels is not None:
             labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
-        if training and isinstance(x.shape[0], int):
-            multiple = self.group_size * self.accumulation_steps
-            if x.shape[0] % multiple:
-                raise ValueError(
-                    "The batch size must be a multiple of `group_size` times "
-                    f"`accumulation_steps`. Received: batch size {x.shape[0]}, "
-                    f"group_size={self.group_size}, "
-                    f"accumulation_steps={self.accumulation_steps}"
-                )
+        if training:
+            check_batch_size(x.shape[0], self.group_size, self.accumulation_steps)
         return self.objective.draw(x, labels, self.seed_generator, dropout=training)
 
     def micro_batch(self, particles: Any, index: Any) -> Any:

@@ -13,6 +13,7 @@ from keras import ops
 from keras_imm import kernels, parameterizations, schedules, time_mappings, weightings
 from keras_imm.precision import at_least_float32, maximum, mean, minimum
 from keras_imm.validation import (
+    check_batch_size,
     check_fraction,
     check_instance,
     check_integer,
@@ -101,7 +102,7 @@ def grouped_mmd(
     """
     kernel = kernels.get(kernel)
     check_integer("group_size", group_size, at_least=1)
-    check_group_size(y.shape[0], group_size)
+    check_batch_size(y.shape[0], group_size)
     dimension = 1
     for size in y.shape[1:]:
         dimension *= size
@@ -210,7 +211,7 @@ class MomentMatching:
             ValueError: If the group size does not divide the batch, or `seed` is
                 not a seed generator.
         """
-        check_group_size(x.shape[0], self.group_size)
+        check_batch_size(x.shape[0], self.group_size)
         x = at_least_float32(x)
         batch = ops.shape(x)[0]
         dtype = keras.backend.standardize_dtype(x.dtype)
@@ -305,13 +306,4 @@ def check_times(min_time: float, max_time: float) -> None:
         raise ValueError(
             "Times must satisfy 0 <= `min_time` < `max_time` <= 1. "
             f"Received: min_time={min_time!r}, max_time={max_time!r}"
-        )
-
-
-def check_group_size(batch: int | None, group_size: int) -> None:
-    """Raises ValueError if a known batch size is no multiple of the group size."""
-    if isinstance(batch, int) and batch % group_size:
-        raise ValueError(
-            "The batch size must be a multiple of `group_size`. "
-            f"Received: batch size {batch}, group_size={group_size}"
         )

@@ -49,6 +49,25 @@ def check_integer(name: str, value: Any, at_least: int) -> None:
         )
 
 
+def check_batch_size(
+    batch: int | None, group_size: int, accumulation_steps: int = 1
+) -> None:
+    """Raises ValueError if a known batch size does not split into whole groups."""
+    if isinstance(batch, int) and batch % (group_size * accumulation_steps):
+        raise ValueError(
+            batch_size_message(group_size, accumulation_steps) + f"{batch}"
+        )
+
+
+def batch_size_message(group_size: int, accumulation_steps: int) -> str:
+    """What is wrong with a batch size, up to the batch size."""
+    return (
+        "The batch size must be a multiple of `group_size` times "
+        f"`accumulation_steps`. Received: group_size={group_size}, "
+        f"accumulation_steps={accumulation_steps}, batch size "
+    )
+
+
 def _is_number(value: Any) -> bool:
     kinds = (int, float, np.integer, np.floating)
     return isinstance(value, kinds) and not isinstance(value, bool)

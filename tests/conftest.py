@@ -15,6 +15,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import keras
 import numpy as np
 import pytest
+from small_dit import small_dit
 
 import keras_imm
 
@@ -29,16 +30,7 @@ def make_model():
     """Makes a small conditional IMM on 4x4 images, with random non-zero outputs."""
 
     def make(compile_options=None, dropout=0.0, num_classes=3, seed=0, **options):
-        backbone = keras_imm.backbones.DiT(
-            image_shape=(4, 4, 1),
-            patch_size=2,
-            hidden_size=16,
-            depth=1,
-            num_heads=2,
-            num_classes=num_classes,
-            dropout=dropout,
-        )
-        model = keras_imm.IMM(backbone, seed=seed, **options)
+        model = keras_imm.IMM(small_dit(num_classes, dropout), seed=seed, **options)
         rng = np.random.default_rng(7)
         for v in model.trainable_variables:
             v.assign(0.3 * rng.standard_normal(v.shape).astype("float32"))

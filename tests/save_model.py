@@ -14,6 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 from keras import ops
+from small_dit import small_dit
 
 import keras_imm
 
@@ -24,17 +25,10 @@ NOISE = np.random.default_rng(2).normal(size=(4, 4, 4, 1)).astype("float32")
 
 def new_model() -> keras_imm.IMM:
     """A compiled model with dropout, so with more than one random stream."""
-    backbone = keras_imm.backbones.DiT(
-        image_shape=(4, 4, 1),
-        patch_size=2,
-        hidden_size=16,
-        depth=1,
-        num_heads=2,
-        num_classes=3,
-        dropout=0.1,
-    )
     model = keras_imm.IMM(
-        backbone, time_mapping=keras_imm.time_mappings.EtaDecrement(k=10), seed=3
+        small_dit(dropout=0.1),
+        time_mapping=keras_imm.time_mappings.EtaDecrement(k=10),
+        seed=3,
     )
     model.compile(
         keras.optimizers.AdamW(1e-2, epsilon=1e-8, use_ema=True, ema_momentum=0.8)

@@ -1,33 +1,15 @@
 """Kernels against their formulas, and at the places where formulas break."""
 
-import functools
-
 import keras
 import numpy as np
 import pytest
+import reference
+from backends import FLOATS, dtype_of, value_and_gradient
 from keras import ops
+from kernel_formulas import KERNELS, every_kernel
 
 from keras_imm import kernels
-from tests import reference
-from tests.backends import FLOATS, dtype_of, value_and_gradient
 
-# Each kernel beside its formula, a function of x, y and the scale.
-KERNELS = {
-    "laplace": (kernels.Laplace(), reference.laplace),
-    "rbf": (kernels.RBF(), reference.rbf),
-    "rbf_printed": (
-        kernels.RBF(bandwidth_power=1),
-        functools.partial(reference.rbf, bandwidth_power=1),
-    ),
-    "pseudo_huber": (
-        kernels.PseudoHuber(c=0.3),
-        functools.partial(reference.pseudo_huber, c=0.3),
-    ),
-    "energy": (kernels.Energy(), reference.energy),
-}
-every_kernel = pytest.mark.parametrize(
-    ("kernel", "formula"), KERNELS.values(), ids=KERNELS
-)
 SCALE = 1.5
 RTOL = {"float32": 2e-6, "float64": 1e-12}
 # The values of exp are 1 + expm1.

@@ -1,36 +1,19 @@
 """The objective against Eq. 67 in float64 NumPy, its limits, and its draws."""
 
-import functools
-
 import keras
 import numpy as np
 import pytest
+import reference
 import scipy.stats
+from backends import FLOATS, dtype_of, value_and_gradient
 from keras import ops
+from kernel_formulas import KERNELS, every_kernel
 
-from keras_imm import compilation, kernels, objective, time_mappings, weightings
-from tests import reference
-from tests.backends import FLOATS, dtype_of, value_and_gradient
+from keras_imm import compilation, objective, time_mappings, weightings
 
 SIGMA_DATA = 0.5
 MAX_TIME = {"flow_matching": 0.994, "cosine": 0.996}
 A, B = 2, 5
-KERNELS = {
-    "laplace": (kernels.Laplace(), reference.laplace),
-    "rbf": (kernels.RBF(), reference.rbf),
-    "rbf_printed": (
-        kernels.RBF(bandwidth_power=1),
-        functools.partial(reference.rbf, bandwidth_power=1),
-    ),
-    "pseudo_huber": (
-        kernels.PseudoHuber(c=0.3),
-        functools.partial(reference.pseudo_huber, c=0.3),
-    ),
-    "energy": (kernels.Energy(), reference.energy),
-}
-every_kernel = pytest.mark.parametrize(
-    ("kernel", "formula"), KERNELS.values(), ids=KERNELS
-)
 every_defined = pytest.mark.parametrize(
     ("parameterization", "schedule"), reference.DEFINED
 )
@@ -239,7 +222,9 @@ def test_the_group_size_must_divide_the_batch(group_size):
     y, y_target = data()
     with pytest.raises(ValueError, match="must be a multiple of `group_size`") as error:
         mmd(y, y_target, group_size=group_size)
-    assert f"batch size 24, group_size={group_size}" in str(error.value)
+    assert f"group_size={group_size}, accumulation_steps=1, batch size 24" in str(
+        error.value
+    )
     with pytest.raises(ValueError, match="must be a multiple of `group_size`"):
         make(group_size=group_size).draw(y, None, keras.random.SeedGenerator(0))
 

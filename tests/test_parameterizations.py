@@ -6,11 +6,11 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+import reference
+from backends import FLOATS, dtype_of
 from keras import ops
 
 from keras_imm import parameterizations, schedules
-from tests import reference
-from tests.backends import FLOATS, dtype_of
 
 GOLDEN = sorted((pathlib.Path(__file__).parent / "data/golden").glob("dit_*.npz"))
 GOLDEN_SCHEDULES = {"fm": "flow_matching", "vp_cosine": "cosine"}

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
+from backends import FLOATS, dtype_of
 from keras import ops
 
 from keras_imm.precision import at_least_float32, maximum, mean, minimum
-from tests.backends import FLOATS, dtype_of
 
 
 @pytest.mark.parametrize("dtype", ["bool", "int32", "float16", "bfloat16", "float32"])

@@ -4,10 +4,10 @@ import pathlib
 
 import numpy as np
 import pytest
+import reference
 from keras import ops
 
 from keras_imm import samplers, schedules
-from tests import reference
 
 GOLDEN = sorted((pathlib.Path(__file__).parent / "data/golden").glob("dit_*.npz"))
 RANGES = {"flow_matching": (0.006, 0.994), "cosine": (0.0, 0.996)}

@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import pytest
+import reference
+from backends import FLOATS, dtype_of
 from keras import ops
 
 from keras_imm import schedules
-from tests import reference
-from tests.backends import FLOATS, dtype_of
 
 # Relative: a few roundings in float32; in float64 what the reference itself keeps
 # of alpha(t) near t = 1.

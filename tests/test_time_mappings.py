@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import pytest
+import reference
+from backends import FLOATS, dtype_of
 from keras import ops
 
 from keras_imm import schedules, time_mappings
-from tests import reference
-from tests.backends import FLOATS, dtype_of
 
 # Each mapping with the widest time range that it is for.
 RANGES = {

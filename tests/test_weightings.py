@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import pytest
+import reference
+from backends import FLOATS, dtype_of
 from keras import ops
 
 from keras_imm import schedules, weightings
-from tests import reference
-from tests.backends import FLOATS, dtype_of
 
 RTOL = {"float32": 3e-6, "float64": 1e-11}
 

@@ -6,12 +6,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_imm.validation import batch_size_message
+
 
 class Trainer:
     """Steps for `tf.function`, alone or under a `tf.distribute` strategy."""
 
     def train_step(self, data: Any) -> dict:
-        data = self._checked(data, self.group_size * self.accumulation_steps)
+        data = self._checked(data, self.accumulation_steps)
         particles = self.draw_particles(data, training=True)
         steps = self.accumulation_steps
         if steps == 1:
@@ -54,7 +56,7 @@ class Trainer:
         return loss, tape.gradient(scaled, weights, unconnected_gradients=unused)
 
     def test_step(self, data: Any) -> dict:
-        data = self._checked(data, self.group_size)
+        data = self._checked(data, accumulation_steps=1)
         return self.update_logs(self.evaluate_objective(data))
 
     def make_train_function(self, force: bool = False) -> Callable:
@@ -69,7 +71,7 @@ class Trainer:
             self.test_function = _raise_value_error(self.test_function)
         return self.test_function
 
-    def _checked(self, data: Any, multiple: int) -> Any:
+    def _checked(self, data: Any, accumulation_steps: int) -> Any:
         """The data, once its batch size is known to be whole groups.
 
         `draw_particles` checks what it can see; in a graph of unknown batch size the
@@ -80,13 +82,8 @@ class Trainer:
             return data
         batch = tf.shape(x)[0]
         check = tf.debugging.Assert(
-            batch % multiple == 0,
-            [
-                "The batch size must be a multiple of `group_size` times "
-                f"`accumulation_steps`. Received: group_size={self.group_size}, "
-                f"accumulation_steps={self.accumulation_steps}, batch size",
-                batch,
-            ],
+            batch % (self.group_size * accumulation_steps) == 0,
+            [batch_size_message(self.group_size, accumulation_steps), batch],
         )
         if check is None:  # not in a graph: the check has run
             return data
