@@ -6,6 +6,7 @@ Takes the flags of examples/digits.py, whose network, optimizer, batches and mea
 uses. `benchmarks/quality_digits.py` calls it with the time that IMM took.
 """
 
+import math
 import pathlib
 import sys
 import time
@@ -22,14 +23,31 @@ FLAGS = flags.FLAGS
 flags.DEFINE_float("seconds", 200.0, "Seconds of training, without compilation.")
 
 
-class StopAfter(keras.callbacks.Callback):
-    """Stops training when `seconds` have passed since the end of the first step."""
+EPOCH = 20  # steps between changes of the learning rate
 
-    def __init__(self, seconds):
+
+class WallClock(keras.callbacks.Callback):
+    """Ends training when `seconds` have passed since the end of the first step.
+
+    The learning rate is that of examples/digits.py, with the share of the time that
+    has passed in place of the share of the steps: it rises for `warmup_steps`, then
+    falls to 0 (cosine). All backends read it at the start of an epoch.
+    """
+
+    def __init__(self, seconds, learning_rate, warmup_steps):
         super().__init__()
         self.seconds = seconds
+        self.learning_rate = learning_rate
+        self.warmup_steps = warmup_steps
         self.start = None
+        self.elapsed = 0.0
         self.steps = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        warmup = min(1.0, (self.steps + 1) / max(1, self.warmup_steps))
+        share = min(1.0, self.elapsed / self.seconds)
+        rate = self.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * share))
+        self.model.optimizer.learning_rate = rate
 
     def on_train_batch_end(self, batch, logs=None):
         self.steps += 1
@@ -46,12 +64,13 @@ def main(_):
     images, labels = digits_data.load()
     quality = digits_data.Quality(images, labels)
 
-    model = FlowMatching(digits.build_backbone(), digits_data.SIGMA_DATA)
-    model.compile(optimizer=digits.build_optimizer(), loss="mse")
-    stop = StopAfter(FLAGS.seconds)
-    batches = digits_data.Batches(
-        (images, labels), FLAGS.batch_size, FLAGS.steps_per_epoch, FLAGS.seed
+    model = FlowMatching(
+        digits.build_backbone(), digits_data.SIGMA_DATA, FLAGS.time_scale
     )
+    optimizer = digits.build_optimizer(FLAGS.learning_rate)
+    model.compile(optimizer=optimizer, loss="mse")
+    clock = WallClock(FLAGS.seconds, FLAGS.learning_rate, FLAGS.warmup_steps)
+    batches = digits_data.Batches((images, labels), FLAGS.batch_size, EPOCH, FLAGS.seed)
     history = model.fit(
         NoisedBatches(
             batches,
@@ -63,7 +82,7 @@ def main(_):
         epochs=sys.maxsize,
         shuffle=False,
         verbose=0,
-        callbacks=[stop],
+        callbacks=[clock],
     )  # Keras ends it by putting the averaged weights in place.
 
     def generate(labels, num_steps):
@@ -81,8 +100,8 @@ def main(_):
             "parameters": model.count_params(),
             "results": rows,
             "loss": history.history["loss"],
-            "training_steps": stop.steps,
-            "seconds": {"training_without_compilation": stop.elapsed},
+            "training_steps": clock.steps,
+            "seconds": {"training_without_compilation": clock.elapsed},
         },
     )
 

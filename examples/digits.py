@@ -33,10 +33,14 @@ flags.DEFINE_integer("steps", 4000, "Training steps.", lower_bound=1)
 flags.DEFINE_integer("steps_per_epoch", 200, "Steps per epoch.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 128, "Batch size.", lower_bound=1)
 flags.DEFINE_integer("group_size", 4, "Particles per group, M.", lower_bound=1)
-flags.DEFINE_float("learning_rate", 1e-3, "Adam's learning rate.")
+flags.DEFINE_float("learning_rate", 2e-3, "Adam's learning rate, at its highest.")
 flags.DEFINE_integer("warmup_steps", 200, "Steps of linear warm-up.", lower_bound=0)
 flags.DEFINE_float("ema_momentum", 0.998, "Momentum of the averaged weights.")
 flags.DEFINE_float("label_dropout", 0.1, "How often a label becomes the null label.")
+flags.DEFINE_bool(
+    "drop_target_labels", True, "Whether a label is dropped in the target's pass too."
+)
+flags.DEFINE_float("time_scale", 100.0, "Factor of the times that the network sees.")
 flags.DEFINE_integer("k", 12, "Gap of the mapping r(s, t): (eta(T) - eta(0)) / 2^k.")
 flags.DEFINE_integer("a", 1, "Exponent a of the weighting w(s, t).")
 flags.DEFINE_float("b", 4.0, "Bias b of the weighting w(s, t).")
@@ -60,14 +64,20 @@ def build_backbone():
     )
 
 
-def build_optimizer():
-    rate = FLAGS.learning_rate
-    if FLAGS.warmup_steps:
-        rate = keras.optimizers.schedules.PolynomialDecay(
-            rate / FLAGS.warmup_steps, FLAGS.warmup_steps, end_learning_rate=rate
-        )
+def learning_rate():
+    """Rises for `warmup_steps`, then falls to 0 at the last step (cosine)."""
+    warmup = min(FLAGS.warmup_steps, FLAGS.steps - 1)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0 if warmup else FLAGS.learning_rate,
+        FLAGS.steps - warmup,
+        warmup_target=FLAGS.learning_rate if warmup else None,
+        warmup_steps=warmup,
+    )
+
+
+def build_optimizer(learning_rate):
     return keras.optimizers.Adam(
-        rate, epsilon=1e-8, use_ema=True, ema_momentum=FLAGS.ema_momentum
+        learning_rate, epsilon=1e-8, use_ema=True, ema_momentum=FLAGS.ema_momentum
     )
 
 
@@ -80,12 +90,14 @@ def build_model():
         kernel="laplace",
         weighting=keras_imm.weightings.ELBO(a=FLAGS.a, b=FLAGS.b),
         second_time="s",
+        time_scale=FLAGS.time_scale,
         group_size=FLAGS.group_size,
         sigma_data=digits_data.SIGMA_DATA,
         label_dropout=FLAGS.label_dropout,
+        drop_target_labels=FLAGS.drop_target_labels,
         seed=FLAGS.seed,
     )
-    model.compile(optimizer=build_optimizer())
+    model.compile(optimizer=build_optimizer(learning_rate()))
     return model
 
 

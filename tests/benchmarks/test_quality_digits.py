@@ -2,7 +2,8 @@
 
 import json
 
-from scripts import run_script
+import pytest
+from scripts import run_code, run_script
 
 
 def metrics(method, backend, seed, quality, **more):
@@ -63,3 +64,21 @@ def test_the_baseline_trains_for_the_time_given(tmp_path):
     assert 2 <= measured["seconds"]["training_without_compilation"] < 4
     assert [row["steps"] for row in measured["results"]] == [1, 2]
     assert (tmp_path / "samples.png").exists()
+
+
+def test_the_baseline_s_learning_rate_rises_and_falls_with_the_time():
+    code = """
+import types
+from flow_matching_digits import WallClock
+clock = WallClock(seconds=10.0, learning_rate=4.0, warmup_steps=4)
+clock.set_model(types.SimpleNamespace(optimizer=types.SimpleNamespace()))
+rates = []
+for clock.steps, clock.elapsed in [(0, 0), (1, 0), (4, 0), (9, 5), (19, 10), (29, 11)]:
+    clock.on_epoch_begin(0)
+    rates.append(clock.model.optimizer.learning_rate)
+print(rates)
+"""
+    result = run_code(code, "benchmarks")
+    assert result.returncode == 0, result.stderr
+    rates = json.loads(result.stdout.splitlines()[-1])
+    assert rates == pytest.approx([1, 2, 4, 2, 0, 0], abs=1e-9)

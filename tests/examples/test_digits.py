@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
-from scripts import run_script
+from scripts import run_code, run_script
 
 import keras_imm
 
@@ -87,3 +87,19 @@ def test_steps_that_make_no_whole_epochs_are_refused():
     result = run_script("examples/digits.py", "--steps=5", "--steps_per_epoch=4")
     assert result.returncode != 0
     assert "--steps must be a multiple of --steps_per_epoch" in result.stderr
+
+
+def test_the_learning_rate_rises_and_falls_to_zero():
+    code = """
+import digits
+digits.FLAGS(["digits.py", "--steps=1000", "--warmup_steps=200", "--learning_rate=4"])
+rate = digits.learning_rate()
+print([float(rate(step)) for step in (0, 100, 200, 600, 1000)])
+digits.FLAGS(["digits.py", "--steps=1", "--learning_rate=4"])
+print([float(digits.learning_rate()(0))])
+"""
+    result = run_code(code, "examples")
+    assert result.returncode == 0, result.stderr
+    long, short = map(json.loads, result.stdout.splitlines())
+    assert long == pytest.approx([0, 2, 4, 2, 0], abs=1e-5)
+    assert short == [4]
