@@ -40,7 +40,7 @@ flags.DEFINE_float("label_dropout", 0.1, "How often a label becomes the null lab
 flags.DEFINE_bool(
     "drop_target_labels", True, "Whether a label is dropped in the target's pass too."
 )
-flags.DEFINE_float("time_scale", 100.0, "Factor of the times that the network sees.")
+flags.DEFINE_float("time_scale", 1000.0, "Factor of the times that the network sees.")
 flags.DEFINE_integer("k", 12, "Gap of the mapping r(s, t): (eta(T) - eta(0)) / 2^k.")
 flags.DEFINE_integer("a", 1, "Exponent a of the weighting w(s, t).")
 flags.DEFINE_float("b", 4.0, "Bias b of the weighting w(s, t).")

@@ -1,6 +1,7 @@
 """What a trained model is for: flow maps and samples, from averaged weights."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,8 +58,17 @@ class Generation:
                 raise ValueError(f"`{name}` must be in [0, 1]. Received: {name}={time}")
         if np.any(ops.convert_to_numpy(s) > ops.convert_to_numpy(t)):
             raise ValueError(f"Times must satisfy s <= t. Received: s={s}, t={t}")
-        labels = self._check_labels(labels)
         x_t = at_least_float32(x_t)
+        labels = self._check_labels(labels)
+        for name, value in (("t", t), ("s", s), ("labels", labels)):
+            shape = () if value is None else tuple(np.shape(value))
+            if shape not in ((), (x_t.shape[0],)):
+                raise ValueError(
+                    f"`{name}` must be a scalar or of shape (batch,), here "
+                    f"({x_t.shape[0]},). Received: shape {shape}"
+                )
+        if labels is not None:
+            labels = np.broadcast_to(labels, x_t.shape[:1])
         return self._jump(self._weights(weights), labels, guidance_scale)(x_t, t, s)
 
     def generate(
@@ -160,9 +170,10 @@ class Generation:
                 "`guidance_scale` needs a backbone with `num_classes` > 0. "
                 f"Received: guidance_scale={guidance_scale!r}"
             )
-        if self.num_classes:
-            labels = None if labels is None else ops.convert_to_tensor(labels, "int32")
+        if labels is not None:
+            labels = ops.convert_to_tensor(labels, "int32")
         if guidance_scale is not None:
+            _check_guidance_scale(guidance_scale)
             guidance_scale = at_least_float32(guidance_scale)
         if self._compiled_flow_map is None:
             self._compiled_flow_map = self._compile_flow_map()
@@ -290,6 +301,8 @@ class Generation:
         Returns:
             float32 array (num_samples, ...).
         """
+        if isinstance(x, (list, tuple)) and all(np.ndim(row) == 0 for row in x):
+            x = np.asarray(x)  # [3, 1, 4]: three labels, not (x, y, sample_weight)
         if hasattr(x, "shape") or isinstance(x, (list, tuple)):
             batches = [x]
         else:
@@ -307,6 +320,19 @@ class Generation:
             callbacks.on_predict_batch_end(i, {"outputs": outputs[-1]})
         callbacks.on_predict_end()
         return np.concatenate(outputs)
+
+
+def _check_guidance_scale(value: Any) -> None:
+    """Raises ValueError unless `value` is one finite number, of any kind."""
+    try:
+        finite = math.isfinite(value)
+    except (TypeError, ValueError):
+        finite = False
+    if not finite:
+        raise ValueError(
+            "`guidance_scale` must be a finite number or None. "
+            f"Received: guidance_scale={value!r}"
+        )
 
 
 def _padded_rows(start: int, batch_size: int, count: int) -> np.ndarray:

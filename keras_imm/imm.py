@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_imm import (
@@ -249,6 +250,7 @@ class IMM(Generation, trainers.get(), keras.Model):
                 "(x, labels). Received: x alone"
             )
         if labels is not None:
+            _check_training_labels(labels)
             labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
         if training:
             check_batch_size(x.shape[0], self.group_size, self.accumulation_steps)
@@ -436,19 +438,39 @@ class IMM(Generation, trainers.get(), keras.Model):
             self.build(tuple(config["input_shape"]))
 
     def save_own_variables(self, store: dict) -> None:
-        """Saves the states of the random streams, which Keras leaves out."""
+        """Saves what Keras leaves out: states of random streams, names of weights."""
         for i, state in enumerate(random_states(self)):
             store[f"random_state_{i}"] = ops.convert_to_numpy(state).astype("int64")
+        names = "\n".join(self._weight_names())
+        store["weight_names"] = np.frombuffer(names.encode(), "uint8")
 
     def load_own_variables(self, store: dict) -> None:
-        """Restores the states of the random streams."""
-        states = random_states(self)
-        if len(store.keys()) != len(states):
+        """Restores the states of the random streams.
+
+        Raises:
+            ValueError: If the file is that of a model with other weights. Keras would
+                leave out those that this model does not have.
+        """
+        names = np.asarray(store["weight_names"]).tobytes().decode().split("\n")
+        own = self._weight_names()
+        if len(names) != len(own):
+            more, fewer = (names, own) if len(names) > len(own) else (own, names)
+            unmatched = [name for name in more if name not in fewer] or more
             raise ValueError(
-                f"Expected {len(states)} random states, found {len(store.keys())}."
+                f"The file holds {len(names)} weights and the model {len(own)}. The "
+                f"first without a counterpart is {unmatched[0]}"
+            )
+        states = random_states(self)
+        if len(store.keys()) != len(states) + 1:
+            raise ValueError(
+                f"Expected {len(states)} random states, found {len(store.keys()) - 1}."
             )
         for i, state in enumerate(states):
             assign_state(state, store[f"random_state_{i}"])
+
+    def _weight_names(self) -> list[str]:
+        """Paths of the weights within the backbone."""
+        return ["/".join(v.path.split("/")[2:]) for v in self.weights]
 
     def load_weights(self, filepath: Any, **kwargs: Any) -> None:
         """As `keras.Model.load_weights`; a file that does not fit changes nothing.
@@ -469,6 +491,17 @@ class IMM(Generation, trainers.get(), keras.Model):
             raise ValueError(
                 f"Cannot load weights from {str(filepath)!r}: {error}"
             ) from error
+
+
+def _check_training_labels(labels: Any) -> None:
+    """Raises ValueError unless labels are integers, one per sample."""
+    kind = keras.backend.standardize_dtype(labels.dtype)
+    one_each = len(labels.shape) == 1 or tuple(labels.shape[1:]) == (1,)
+    if not keras.backend.is_int_dtype(kind) or not one_each:
+        raise ValueError(
+            "Labels must be integers of shape (batch,). "
+            f"Received: shape {tuple(labels.shape)}, dtype {kind}"
+        )
 
 
 def _portable(config: Any) -> Any:

@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_imm.precision import at_least_float32, maximum
 from keras_imm.registry import lookup
+from keras_imm.validation import check_number
 
 _MIN_DISTANCE = 1e-8
 
@@ -101,11 +102,12 @@ class RBF(Kernel):
 
     def __init__(self, bandwidth_power: float = 2):
         # The scale reaches 1e6, and its power has to fit into float32.
-        if not 0 < bandwidth_power <= 6:
-            raise ValueError(
-                "`bandwidth_power` must be in (0, 6]. "
-                f"Received: bandwidth_power={bandwidth_power!r}"
-            )
+        check_number(
+            "bandwidth_power",
+            bandwidth_power,
+            "in (0, 6]",
+            lambda v: 0 < v <= 6,
+        )
         self.bandwidth_power = bandwidth_power
 
     def relative(self, squared_distance: Any, scale: Any, dimension: int) -> Any:
@@ -127,8 +129,7 @@ class PseudoHuber(Kernel):
 
     def __init__(self, c: float):
         # Its square has to fit into float32.
-        if not 1e-18 <= c <= 1e18:
-            raise ValueError(f"`c` must be in [1e-18, 1e18]. Received: c={c!r}")
+        check_number("c", c, "in [1e-18, 1e18]", lambda v: 1e-18 <= v <= 1e18)
         self.c = c
 
     def relative(self, squared_distance: Any, scale: Any, dimension: int) -> Any:

@@ -4,6 +4,7 @@ Networks and models are unknown here: the flow map is a function
 `flow_map(x_t, t, s, labels) -> x_s`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,9 +15,11 @@ from keras_imm import kernels, parameterizations, schedules, time_mappings, weig
 from keras_imm.precision import at_least_float32, maximum, mean, minimum
 from keras_imm.validation import (
     check_batch_size,
+    check_boolean,
     check_fraction,
     check_instance,
     check_integer,
+    check_number,
     check_positive_number,
 )
 
@@ -98,18 +101,30 @@ def grouped_mmd(
 
     Raises:
         ValueError: If the group size is not a positive integer that divides the
-            batch, or the kernel is not known.
+            batch, the kernel is not known, or the shapes do not fit each other.
     """
     kernel = kernels.get(kernel)
     check_integer("group_size", group_size, at_least=1)
     check_batch_size(y.shape[0], group_size)
-    dimension = 1
-    for size in y.shape[1:]:
-        dimension *= size
-    y = ops.reshape(at_least_float32(y), (-1, group_size, dimension))
-    y_target = ops.convert_to_tensor(y_target, y.dtype)
-    y_target = ops.reshape(y_target, (-1, group_size, dimension))
-    scale = ops.reshape(ops.convert_to_tensor(kernel_scale, y.dtype), (-1, 1, 1))
+    if tuple(y_target.shape) != tuple(y.shape):
+        raise ValueError(
+            "`y_target` must have the shape of `y`. Received: shape "
+            f"{tuple(y_target.shape)}, y of shape {tuple(y.shape)}"
+        )
+    y = at_least_float32(y)
+    scale = ops.convert_to_tensor(kernel_scale, y.dtype)
+    if isinstance(y.shape[0], int) and tuple(scale.shape) != (
+        y.shape[0] // group_size,
+    ):
+        raise ValueError(
+            "`kernel_scale` must have one entry per group, shape "
+            f"({y.shape[0] // group_size},). Received: shape {tuple(scale.shape)}"
+        )
+    dimension = math.prod(y.shape[1:])
+    groups = (-1, group_size, dimension)
+    y = ops.reshape(y, groups)
+    y_target = ops.reshape(ops.convert_to_tensor(y_target, y.dtype), groups)
+    scale = ops.reshape(scale, (-1, 1, 1))
 
     def k(a, b):
         squared_distance = kernels.pairwise_squared_distance(a, b)
@@ -174,6 +189,7 @@ class MomentMatching:
         check_positive_number("sigma_data", sigma_data)
         check_times(min_time, max_time)
         check_fraction("label_dropout", label_dropout)
+        check_boolean("drop_target_labels", drop_target_labels)
         if label_dropout and null_label is None:
             raise ValueError(
                 "`label_dropout` > 0 needs a `null_label`. "
@@ -302,6 +318,8 @@ def per_sample(coefficient: Any, x: Any) -> Any:
 
 def check_times(min_time: float, max_time: float) -> None:
     """Raises ValueError unless 0 <= min_time < max_time <= 1."""
+    for name, value in (("min_time", min_time), ("max_time", max_time)):
+        check_number(name, value, "a number in [0, 1]", lambda _: True)
     if not 0.0 <= min_time < max_time <= 1.0:
         raise ValueError(
             "Times must satisfy 0 <= `min_time` < `max_time` <= 1. "

@@ -13,7 +13,7 @@ from keras import ops
 from keras_imm import schedules
 from keras_imm.precision import at_least_float32, maximum, minimum
 from keras_imm.registry import lookup
-from keras_imm.validation import check_positive_number
+from keras_imm.validation import check_positive_number, check_rate
 
 
 class TimeMapping:
@@ -30,10 +30,7 @@ class TimeMapping:
 
     def __init__(self, k: float = 12, min_gap: float = 0.0):
         check_positive_number("k", k)
-        if not 0.0 <= min_gap < 1.0:
-            raise ValueError(
-                f"`min_gap` must be in [0, 1). Received: min_gap={min_gap!r}"
-            )
+        check_rate("min_gap", min_gap)
         self.k = k
         self.min_gap = min_gap
 

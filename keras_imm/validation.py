@@ -1,6 +1,7 @@
 """Checks of arguments that several constructors share."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,20 +24,38 @@ def check_choice(name: str, value: Any, choices: tuple) -> None:
         )
 
 
+def check_boolean(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}")
+
+
+def check_number(
+    name: str, value: Any, allowed: str, holds: Callable[[float], bool]
+) -> None:
+    """Raises ValueError unless `value` is a finite number for which `holds` is true.
+
+    `allowed` says in words what that is.
+    """
+    kinds = (int, float, np.integer, np.floating)
+    is_number = isinstance(value, kinds) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not holds(value):
+        raise ValueError(f"`{name}` must be {allowed}. Received: {name}={value!r}")
+
+
 def check_positive_number(name: str, value: Any) -> None:
     """Raises ValueError unless `value` is a finite number above 0."""
-    if not _is_number(value) or not 0 < value < math.inf:
-        raise ValueError(
-            f"`{name}` must be a finite number above 0. Received: {name}={value!r}"
-        )
+    check_number(name, value, "a finite number above 0", lambda v: v > 0)
 
 
 def check_fraction(name: str, value: Any) -> None:
     """Raises ValueError unless `value` is a number in [0, 1]."""
-    if not _is_number(value) or not 0 <= value <= 1:
-        raise ValueError(
-            f"`{name}` must be a number in [0, 1]. Received: {name}={value!r}"
-        )
+    check_number(name, value, "a number in [0, 1]", lambda v: 0 <= v <= 1)
+
+
+def check_rate(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is a number in [0, 1)."""
+    check_number(name, value, "a number in [0, 1)", lambda v: 0 <= v < 1)
 
 
 def check_integer(name: str, value: Any, at_least: int) -> None:
@@ -66,8 +85,3 @@ def batch_size_message(group_size: int, accumulation_steps: int) -> str:
         f"`accumulation_steps`. Received: group_size={group_size}, "
         f"accumulation_steps={accumulation_steps}, batch size "
     )
-
-
-def _is_number(value: Any) -> bool:
-    kinds = (int, float, np.integer, np.floating)
-    return isinstance(value, kinds) and not isinstance(value, bool)

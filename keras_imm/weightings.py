@@ -9,6 +9,7 @@ from keras import ops
 from keras_imm import schedules
 from keras_imm.precision import at_least_float32
 from keras_imm.registry import lookup
+from keras_imm.validation import check_number
 
 
 class Weighting:
@@ -49,11 +50,9 @@ class ELBO(Weighting):
     """
 
     def __init__(self, a: float = 1, b: float = 4):
-        if not 1 <= a < math.inf:
-            raise ValueError(f"`a` must be at least 1. Received: a={a!r}")
+        check_number("a", a, "at least 1", lambda v: v >= 1)
         # exp(b) and exp(-b) have to fit into float32.
-        if not -80 <= b <= 80:
-            raise ValueError(f"`b` must be in [-80, 80]. Received: b={b!r}")
+        check_number("b", b, "in [-80, 80]", lambda v: -80 <= v <= 80)
         self.a = a
         self.b = b
 

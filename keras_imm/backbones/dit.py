@@ -11,13 +11,16 @@ from keras_imm.layers.patch_embedding import PatchEmbedding
 from keras_imm.layers.sincos_position_embedding import SinCosPositionEmbedding
 from keras_imm.layers.timestep_embedding import TimestepEmbedding
 from keras_imm.layers.validation import (
-    check_boolean,
     check_divides,
     check_image_shape,
-    check_rate,
 )
 from keras_imm.seeds import mix_seeds
-from keras_imm.validation import check_integer, check_positive_number
+from keras_imm.validation import (
+    check_boolean,
+    check_integer,
+    check_positive_number,
+    check_rate,
+)
 
 # Peebles & Xie, Table 1; each size comes with patches of 2, 4 and 8.
 SIZES = {

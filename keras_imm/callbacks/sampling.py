@@ -6,7 +6,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_imm.validation import check_integer
+from keras_imm import samplers
+from keras_imm.validation import check_choice, check_integer
 
 
 class Sampling(keras.callbacks.Callback):
@@ -74,6 +75,8 @@ class Sampling(keras.callbacks.Callback):
         check_integer("freq", freq, at_least=1)
         check_integer("batch_size", batch_size, at_least=1)
         check_integer("seed", seed, at_least=0)
+        check_choice("sampler", sampler, samplers.SAMPLERS)
+        check_choice("weights", weights, ("ema", "raw"))
         self.labels = labels
         self.num_samples = num_samples
         self.num_steps = steps

@@ -6,9 +6,13 @@ import keras
 from keras import ops
 
 from keras_imm.layers.self_attention import SelfAttention
-from keras_imm.layers.validation import check_boolean, check_rate
 from keras_imm.seeds import mix_seeds
-from keras_imm.validation import check_integer, check_positive_number
+from keras_imm.validation import (
+    check_boolean,
+    check_integer,
+    check_positive_number,
+    check_rate,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_imm")

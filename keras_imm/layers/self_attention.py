@@ -5,8 +5,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_imm.layers.validation import check_boolean, check_divides
-from keras_imm.validation import check_integer
+from keras_imm.layers.validation import (
+    check_divides,
+)
+from keras_imm.validation import (
+    check_boolean,
+    check_integer,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_imm")

@@ -1,21 +1,6 @@
 """Checks that the constructors of layers and backbones share."""
 
 
-def check_rate(name: str, value) -> None:
-    """Raises ValueError unless `value` is a number in [0, 1)."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < 1:
-        raise ValueError(
-            f"`{name}` must be a number in [0, 1). Received: {name}={value!r}"
-        )
-
-
-def check_boolean(name: str, value) -> None:
-    """Raises ValueError unless `value` is True or False."""
-    if not isinstance(value, bool):
-        raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}")
-
-
 def check_image_shape(name: str, value) -> None:
     """Raises ValueError unless `value` is three positive integers."""
     is_shape = isinstance(value, (tuple, list)) and len(value) == 3
