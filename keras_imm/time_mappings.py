@@ -13,7 +13,7 @@ from keras import ops
 from keras_imm import schedules
 from keras_imm.precision import at_least_float32, maximum, minimum
 from keras_imm.registry import lookup
-from keras_imm.validation import check_positive_number, check_rate
+from keras_imm.validation import check_number, check_positive_number
 
 
 class TimeMapping:
@@ -30,7 +30,7 @@ class TimeMapping:
 
     def __init__(self, k: float = 12, min_gap: float = 0.0):
         check_positive_number("k", k)
-        check_rate("min_gap", min_gap)
+        check_number("min_gap", min_gap, "in [0, 1)", lambda v: 0 <= v < 1)
         self.k = k
         self.min_gap = min_gap
 
