@@ -42,6 +42,7 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_float("time_scale", 1000.0, "Factor of the times that the network sees.")
 flags.DEFINE_integer("k", 12, "Gap of the mapping r(s, t): (eta(T) - eta(0)) / 2^k.")
+flags.DEFINE_float("min_gap", 0.0, "Smallest gap t - r of that mapping.")
 flags.DEFINE_integer("a", 1, "Exponent a of the weighting w(s, t).")
 flags.DEFINE_float("b", 4.0, "Bias b of the weighting w(s, t).")
 flags.DEFINE_integer("seed", 0, "Of the weights, the batches, the noise and times.")
@@ -86,7 +87,9 @@ def build_model():
         build_backbone(),
         schedule="flow_matching",
         parameterization="euler_fm",
-        time_mapping=keras_imm.time_mappings.EtaDecrement(k=FLAGS.k),
+        time_mapping=keras_imm.time_mappings.EtaDecrement(
+            k=FLAGS.k, min_gap=FLAGS.min_gap
+        ),
         kernel="laplace",
         weighting=keras_imm.weightings.ELBO(a=FLAGS.a, b=FLAGS.b),
         second_time="s",
