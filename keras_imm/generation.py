@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_imm import compilation, samplers
 from keras_imm.precision import at_least_float32
-from keras_imm.seeds import mix_seeds
+from keras_imm.seeds import mix_seeds, random_states
 from keras_imm.validation import check_choice, check_integer
 
 _LONG_REQUEST = 32  # network evaluations from which `generate` shows a progress bar
@@ -197,7 +197,8 @@ class Generation:
         return compilation.compile_function(flow_map, self.jit_compile)
 
     def _state(self) -> list[keras.Variable]:
-        return self.trainable_variables + self.non_trainable_variables
+        """All weights and random states, in an order that freezing does not change."""
+        return self.weights + random_states(self)
 
     def _weights(self, weights: str) -> list:
         """Values of `_state()`: raw, or with the optimizer's averages."""
@@ -207,20 +208,28 @@ class Generation:
                 "The shape of the data is not known yet: train the model, call it on "
                 "data, or `build` it before sampling."
             )
-        trainable = self.trainable_variables
-        if weights == "ema":
-            trainable = self._averages() or trainable
-        return [v.value for v in trainable + self.non_trainable_variables]
+        averages = self._averages() if weights == "ema" else {}
+        return [averages.get(id(v), v).value for v in self._state()]
 
-    def _averages(self) -> list[keras.Variable] | None:
-        """The optimizer's averaged weights, once it has made a step."""
+    def _averages(self) -> dict[int, keras.Variable]:
+        """The optimizer's average of a weight by the weight's `id`.
+
+        Empty before the optimizer's first step.
+        """
         optimizer = getattr(self, "optimizer", None)
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         if optimizer is None or not optimizer.built or not optimizer.use_ema:
-            return None
+            return {}
         if int(ops.convert_to_numpy(optimizer.iterations)) == 0:
-            return None
-        return list(optimizer._model_variables_moving_average)
+            return {}
+        return {
+            id(weight): average
+            for weight, average in zip(
+                optimizer._trainable_variables,
+                optimizer._model_variables_moving_average,
+                strict=True,
+            )
+        }
 
     def _sampling_stream(self, seed: int | None) -> keras.random.SeedGenerator:
         if seed is None:
@@ -313,6 +322,8 @@ class Generation:
         for i, batch in enumerate(batches):
             batch, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
             batch = ops.convert_to_numpy(batch)
+            if self.num_classes and batch.ndim == 2 and batch.shape[1] == 1:
+                batch = batch[:, 0]  # as `fit` takes them
             callbacks.on_predict_batch_begin(i)
             given = {"labels": batch} if self.num_classes else {"noise": batch}
             size = batch_size or 32
@@ -320,6 +331,10 @@ class Generation:
             callbacks.on_predict_batch_end(i, {"outputs": outputs[-1]})
         callbacks.on_predict_end()
         return np.concatenate(outputs)
+
+    def predict_on_batch(self, x: Any) -> np.ndarray:
+        """As `predict`, in one pass of the network."""
+        return self.predict(x, batch_size=max(1, len(x)), verbose=0)
 
 
 def _check_guidance_scale(value: Any) -> None:

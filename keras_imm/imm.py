@@ -1,6 +1,9 @@
 """The model: a backbone and the pieces that turn it into a flow map."""
 
 import contextlib
+import itertools
+import json
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -166,6 +169,7 @@ class IMM(Generation, trainers.get(), keras.Model):
         self.data_shape = _known_data_shape(backbone)
         self.seed_generator = keras.random.SeedGenerator(mix_seeds(self.seed))
         self._compiled_flow_map = None
+        self._frozen_layers = ()
         if self.data_shape is not None:
             self.build((None, *self.data_shape))
 
@@ -182,6 +186,15 @@ class IMM(Generation, trainers.get(), keras.Model):
                 inputs.append(keras.KerasTensor((None,), "int32"))
             self.backbone(inputs)
         self.built = True
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """Freezes the layers that were frozen in the model this one came from."""
+        if self.built:
+            layers = self._flatten_layers()
+            for i in self._frozen_layers:
+                layers[i].trainable = False
+            self._frozen_layers = ()
 
     def call(
         self,
@@ -319,12 +332,14 @@ class IMM(Generation, trainers.get(), keras.Model):
                 the average at every micro-step. Use `accumulation_steps`.
         """
         optimizer = keras.optimizers.get(optimizer)
-        if optimizer.gradient_accumulation_steps:
+        steps = getattr(
+            optimizer, "inner_optimizer", optimizer
+        ).gradient_accumulation_steps
+        if steps:
             raise ValueError(
                 "Use `accumulation_steps` of IMM in place of the optimizer's "
                 "`gradient_accumulation_steps`. Received: "
-                "gradient_accumulation_steps="
-                f"{optimizer.gradient_accumulation_steps}"
+                f"gradient_accumulation_steps={steps}"
             )
         super().compile(
             optimizer=optimizer,
@@ -414,17 +429,28 @@ class IMM(Generation, trainers.get(), keras.Model):
             "seed",
             "name",
         )
+        config["num_classes"] = self.num_classes  # may be an attribute alone
+        config["frozen_layers"] = [
+            i for i, layer in enumerate(self._flatten_layers()) if not layer.trainable
+        ]
         return config | {name: getattr(self, name) for name in arguments}
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "IMM":
         """The model that `get_config` described, with fresh weights."""
         config = dict(config)
+        num_classes = config.pop("num_classes")
+        frozen_layers = config.pop("frozen_layers")
         for name in ("backbone", *_PIECES):
             config[name] = keras.saving.deserialize_keras_object(
                 config[name], custom_objects=custom_objects
             )
-        return cls(**config)
+        if num_classes and not hasattr(config["backbone"], "num_classes"):
+            config["backbone"].num_classes = num_classes
+        model = cls(**config)
+        model._frozen_layers = frozen_layers
+        model._freeze()
+        return model
 
     def get_build_config(self) -> dict | None:
         """Shape of the data, for backbones that do not know it."""
@@ -438,11 +464,10 @@ class IMM(Generation, trainers.get(), keras.Model):
             self.build(tuple(config["input_shape"]))
 
     def save_own_variables(self, store: dict) -> None:
-        """Saves what Keras leaves out: states of random streams, names of weights."""
+        """Saves what Keras leaves out: random states, names and shapes of weights."""
         for i, state in enumerate(random_states(self)):
             store[f"random_state_{i}"] = ops.convert_to_numpy(state).astype("int64")
-        names = "\n".join(self._weight_names())
-        store["weight_names"] = np.frombuffer(names.encode(), "uint8")
+        store["weights"] = np.frombuffer(json.dumps(self._inventory()).encode(), "u1")
 
     def load_own_variables(self, store: dict) -> None:
         """Restores the states of the random streams.
@@ -451,15 +476,17 @@ class IMM(Generation, trainers.get(), keras.Model):
             ValueError: If the file is that of a model with other weights. Keras would
                 leave out those that this model does not have.
         """
-        names = np.asarray(store["weight_names"]).tobytes().decode().split("\n")
-        own = self._weight_names()
-        if len(names) != len(own):
-            more, fewer = (names, own) if len(names) > len(own) else (own, names)
-            unmatched = [name for name in more if name not in fewer] or more
-            raise ValueError(
-                f"The file holds {len(names)} weights and the model {len(own)}. The "
-                f"first without a counterpart is {unmatched[0]}"
-            )
+        saved = json.loads(np.asarray(store["weights"]).tobytes())
+        for theirs, ours in itertools.zip_longest(saved, self._inventory()):
+            if theirs is None or ours is None or theirs[1] != ours[1]:
+                described = [
+                    "no weight" if one is None else f"{one[0]} of shape {tuple(one[1])}"
+                    for one in (theirs, ours)
+                ]
+                raise ValueError(
+                    f"Weights do not fit: the file has {described[0]}, "
+                    f"the model {described[1]}"
+                )
         states = random_states(self)
         if len(store.keys()) != len(states) + 1:
             raise ValueError(
@@ -468,12 +495,15 @@ class IMM(Generation, trainers.get(), keras.Model):
         for i, state in enumerate(states):
             assign_state(state, store[f"random_state_{i}"])
 
-    def _weight_names(self) -> list[str]:
-        """Paths of the weights within the backbone."""
-        return ["/".join(v.path.split("/")[2:]) for v in self.weights]
+    def _inventory(self) -> list:
+        """Path within the model and shape of every weight, in Keras's order."""
+        return [["/".join(v.path.split("/")[1:]), list(v.shape)] for v in self.weights]
 
     def load_weights(self, filepath: Any, **kwargs: Any) -> None:
         """As `keras.Model.load_weights`; a file that does not fit changes nothing.
+
+        Averages are loaded with the optimizer's state. From a file that has none for
+        this optimizer, of which Keras warns, they start anew at the loaded weights.
 
         Raises:
             ValueError: If the file cannot be read or does not fit the model; it
@@ -484,13 +514,24 @@ class IMM(Generation, trainers.get(), keras.Model):
             variables = variables + self.optimizer.variables
         before = [ops.convert_to_numpy(v) for v in variables]
         try:
-            super().load_weights(filepath, **kwargs)
+            with warnings.catch_warnings(record=True) as caught:
+                super().load_weights(filepath, **kwargs)
         except Exception as error:
             for variable, value in zip(variables, before, strict=True):
                 variable.assign(value)
             raise ValueError(
                 f"Cannot load weights from {str(filepath)!r}: {error}"
             ) from error
+        for warning in caught:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+        if any("loading for optimizer" in str(one.message) for one in caught):
+            # The file has no averages for this optimizer: they start anew.
+            averages = self._averages()
+            for weight in self.trainable_variables:
+                if id(weight) in averages:
+                    averages[id(weight)].assign(weight)
 
 
 def _check_training_labels(labels: Any) -> None:

@@ -30,7 +30,9 @@ def make_model():
     """Makes a small conditional IMM on 4x4 images, with random non-zero outputs."""
 
     def make(compile_options=None, dropout=0.0, num_classes=3, seed=0, **options):
-        model = keras_imm.IMM(small_dit(num_classes, dropout), seed=seed, **options)
+        model = keras_imm.IMM(
+            small_dit(num_classes=num_classes, dropout=dropout), seed=seed, **options
+        )
         rng = np.random.default_rng(7)
         for v in model.trainable_variables:
             v.assign(0.3 * rng.standard_normal(v.shape).astype("float32"))

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_imm import samplers
+
 
 @pytest.fixture
 def noise():
@@ -144,14 +146,102 @@ def test_averaged_and_raw_weights(make_model, images, labels, noise):
         v.assign(ops.convert_to_numpy(average))
     np.testing.assert_allclose(by_default, plain.generate(noise=noise), atol=1e-5)
 
+    # `flow_map` makes the same choice.
+    raw, averaged, by_default = (
+        ops.convert_to_numpy(model.flow_map(noise, 0.9, 0.1, **options))
+        for options in ({"weights": "raw"}, {"weights": "ema"}, {})
+    )
+    np.testing.assert_array_equal(averaged, by_default)
+    of_plain = ops.convert_to_numpy(plain.flow_map(noise, 0.9, 0.1))
+    np.testing.assert_allclose(averaged, of_plain, atol=1e-5)
+    assert np.max(np.abs(raw - averaged)) > 1e-3
 
-def test_predict_samples_labels_in_every_form(make_model):
+
+def test_restart_adds_fresh_noise_after_every_step_but_the_last(
+    make_model, noise, monkeypatch
+):
+    drawn, restart = [], samplers.restart
+
+    def spy(step, x, times, schedule, renoise):
+        def spied(i):
+            drawn.append(ops.convert_to_numpy(renoise(i)))
+            return drawn[-1]
+
+        return restart(step, x, times, schedule, spied)
+
+    monkeypatch.setattr(samplers, "restart", spy)
+    # With the outputs at zero, Euler-FM returns its noise.
+    model = make_model()
+    for v in model.trainable_variables:
+        v.assign(np.zeros(v.shape, "float32"))
+    start = np.random.default_rng(0).standard_normal((500, 4, 4, 1)).astype("float32")
+    images = model.generate(
+        noise=start, num_steps=3, sampler="restart", batch_size=500, seed=0
+    )
+    assert len(drawn) == 2
+    for fresh in drawn:
+        np.testing.assert_allclose(fresh.std(), 0.5, rtol=0.03)
+    for a, b in ((drawn[0], drawn[1]), (drawn[0], start), (drawn[1], start)):
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.05
+    x = 0.5 * start
+    for t, fresh in zip((0.994 * 2 / 3, 0.994 / 3), drawn, strict=True):
+        x = (1 - t) * x + t * fresh
+    np.testing.assert_allclose(images, x, atol=1e-5)
+
+
+def test_predict_samples_labels_in_every_form(make_model, monkeypatch):
     model = make_model({})
     labels = np.arange(5) % 3
-    assert model.predict(labels, verbose=0).shape == (5, 4, 4, 1)
+    requests, generate = [], model.generate
+
+    def spy(**options):
+        requests.append(options)
+        return generate(**options)
+
+    monkeypatch.setattr(model, "generate", spy)
+    for form in (labels, labels.tolist(), tuple(labels), labels[:, None]):
+        requests.clear()
+        assert model.predict(form, verbose=0).shape == (5, 4, 4, 1)
+        (request,) = requests
+        # The default sampler: labels, and nothing that changes what it does.
+        np.testing.assert_array_equal(request.pop("labels"), labels)
+        assert request == {"batch_size": 32, "verbose": 0}
+    assert model.predict_on_batch(labels[:3]).shape == (3, 4, 4, 1)
+
+    requests.clear()
+    ends = []
+    callback = keras.callbacks.LambdaCallback(
+        on_predict_begin=lambda logs: ends.append("begin"),
+        on_predict_end=lambda logs: ends.append("end"),
+    )
+    callback.on_predict_batch_end = lambda i, logs: ends.append(logs["outputs"].shape)
     batches = [(labels[:2],), (labels[2:4],), (labels[4:],)]
-    assert model.predict(iter(batches), verbose=0).shape == (5, 4, 4, 1)
+    whole = model.predict(iter(batches), batch_size=2, callbacks=[callback])
+    assert whole.shape == (5, 4, 4, 1)
+    given = [request["labels"] for request in requests]
+    np.testing.assert_array_equal(np.concatenate(given), labels)
+    assert [request["batch_size"] for request in requests] == [2, 2, 2]
+    shapes = [(2, 4, 4, 1), (2, 4, 4, 1), (1, 4, 4, 1)]
+    assert ends == ["begin", *shapes, "end"]
     assert model.predict(iter(batches), steps=2, verbose=0).shape == (4, 4, 4, 1)
+
+
+def test_predict_of_an_unconditional_model_starts_from_the_noise_given(
+    make_model, noise
+):
+    model = make_model({}, num_classes=0)
+    np.testing.assert_allclose(
+        model.predict(noise, verbose=0), model.generate(noise=noise), atol=1e-6
+    )
+
+
+def test_the_last_batch_needs_no_compilation_of_its_own(make_model, count_calls):
+    model = make_model({})
+    calls = count_calls(model)
+    model.generate([0, 1, 2], batch_size=3, seed=0)
+    traced = len(calls)
+    model.generate(np.arange(7) % 3, batch_size=3, seed=0)
+    assert len(calls) == traced
 
 
 def test_progress_bar_on_long_requests(make_model, capsys):
@@ -217,6 +307,9 @@ def test_float64_stays_float64(make_model, noise, backend):
         ({"weights": "mean"}, r"`weights` must be one of 'ema', 'raw'.*'mean'"),
         ({"seed": -3}, r"`seed` must be an integer of at least 0.*=-3"),
         ({"batch_size": 0}, r"`batch_size` must be an integer of at least 1.*=0"),
+        ({"guidance_scale": float("nan")}, r"`guidance_scale` must be .*=nan"),
+        ({"guidance_scale": "a"}, r"`guidance_scale` must be a finite number.*='a'"),
+        ({"guidance_scale": [1.0, 2.0]}, r"`guidance_scale` must be a finite.*2.0\]"),
         ({"noise": np.zeros((2, 3, 3, 1))}, r"`noise` must have shape.*\(2, 3, 3, 1\)"),
     ],
 )
@@ -245,3 +338,29 @@ def test_unconditional_errors(make_model):
 def test_flow_map_errors(make_model, t, s, message):
     with pytest.raises(ValueError, match=message):
         make_model().flow_map(np.zeros((2, 4, 4, 1), "float32"), t, s)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"t": np.full(3, 0.5)}, r"`t` must be a scalar or of shape.*\(3,\)"),
+        ({"s": np.zeros(1)}, r"`s` must be a scalar or of shape.*\(1,\)"),
+        ({"labels": [0, 1, 2]}, r"`labels` must be a scalar or of shape.*\(3,\)"),
+    ],
+)
+def test_flow_map_needs_one_of_each_per_sample(make_model, arguments, message):
+    arguments = {"t": 0.5, "s": 0.0, "labels": None} | arguments
+    with pytest.raises(ValueError, match=message):
+        make_model().flow_map(np.zeros((2, 4, 4, 1), "float32"), **arguments)
+
+
+def test_flow_map_takes_one_label_for_all(make_model, noise):
+    model = make_model()
+    for scale in (None, 1.5):
+        np.testing.assert_allclose(
+            *(
+                ops.convert_to_numpy(model.flow_map(noise, 0.5, 0.1, labels, scale))
+                for labels in (1, np.ones(7, "int32"))
+            ),
+            atol=1e-6,
+        )

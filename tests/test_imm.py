@@ -17,8 +17,10 @@ def weights_of(model):
 
 
 def averages_of(model):
-    values = model._weights("ema")[: len(model.trainable_variables)]
-    return [ops.convert_to_numpy(v) for v in values]
+    averages = model._averages()
+    return [
+        ops.convert_to_numpy(averages.get(id(v), v)) for v in model.trainable_variables
+    ]
 
 
 def assert_all_close(a, b, **tolerances):
@@ -289,20 +291,50 @@ def test_accumulated_gradients_are_averaged(make_model, images, labels):
     assert largest > 1e-2
 
 
-def test_optimizer_must_not_accumulate(make_model):
+@pytest.mark.parametrize("scaled", [False, True])
+def test_optimizer_must_not_accumulate(make_model, scaled):
     optimizer = keras.optimizers.Adam(1e-3, gradient_accumulation_steps=2)
-    with pytest.raises(ValueError, match=r"Use `accumulation_steps` of IMM"):
+    if scaled:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    with pytest.raises(ValueError, match=r"Use `accumulation_steps` of IMM.*=2"):
         make_model({"optimizer": optimizer})
+
+
+def test_accumulation_with_a_backbone_that_is_not_built(images):
+    model = keras_imm.IMM(LazyBackbone(), accumulation_steps=2)
+    model.compile(keras.optimizers.SGD(0.1))
+    assert model.fit(images, batch_size=16, verbose=0).history["loss"][0] > 0
 
 
 @pytest.mark.parametrize("accumulation_steps", [1, 4])
 def test_batch_must_be_whole_groups(make_model, images, labels, accumulation_steps):
     model = make_model({}, accumulation_steps=accumulation_steps)
+    before = weights_of(model)
     # 24 is a multiple of the group size alone.
     for count in (22, 24) if accumulation_steps > 1 else (22,):
         with pytest.raises(ValueError, match=r"multiple of `group_size`.*") as error:
             fit(model, images[:count], labels[:count], batch_size=count)
         assert f"accumulation_steps={accumulation_steps}" in str(error.value)
+    # And the model is as it was: it evaluates, samples and trains.
+    assert not differ(weights_of(model), before)
+    with pytest.raises(ValueError, match="multiple of `group_size`"):
+        model.evaluate(images[:22], labels[:22], batch_size=22, verbose=0)
+    assert model.generate([0], seed=0).shape == (1, 4, 4, 1)
+    assert fit(model, images, labels).history["loss"][0] > 0
+
+
+def test_training_that_is_interrupted_keeps_its_last_step(make_model, images, labels):
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 1:
+                raise KeyboardInterrupt
+
+    interrupted, whole = make_model({}), make_model({})
+    with pytest.raises(KeyboardInterrupt):
+        fit(interrupted, images, labels, batch_size=8, callbacks=[Interrupt()])
+    fit(whole, images[:16], labels[:16], batch_size=8, epochs=1)
+    assert_all_close(weights_of(interrupted), weights_of(whole), atol=1e-6)
+    assert_all_close(averages_of(interrupted), averages_of(whole), atol=1e-6)
 
 
 def test_evaluation_batch_must_be_whole_groups(make_model, images, labels):
@@ -555,6 +587,28 @@ def test_a_backbone_that_learns_the_shape_from_the_data(images, tmp_path):
     np.testing.assert_allclose(loaded.generate(num_samples=2, seed=0), samples)
 
 
+def test_num_classes_as_an_attribute_of_a_functional_model(labels, images, tmp_path):
+    x, c_t, c_s = keras.Input((4, 4, 1)), keras.Input(()), keras.Input(())
+    label = keras.Input((), dtype="int32")
+    times = [keras.layers.Reshape((1,))(c / 1000.0) for c in (c_t, c_s)]
+    hidden = keras.layers.concatenate([keras.layers.Flatten()(x), *times])
+    hidden = keras.layers.Dense(16)(hidden) + keras.layers.Embedding(4, 16)(label)
+    output = keras.layers.Reshape((4, 4, 1))(hidden)
+    backbone = keras.Model([x, c_t, c_s, label], output)
+    backbone.num_classes = 3
+    model = keras_imm.IMM(backbone)
+    model.compile(keras.optimizers.SGD(0.1))
+    fit(model, images, labels)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(
+        loaded.generate(labels, noise=images),
+        model.generate(labels, noise=images),
+        atol=1e-6,
+    )
+    assert np.any(model.generate(0, noise=images) != model.generate(1, noise=images))
+
+
 def test_integer_images_are_refused(make_model, labels):
     model = make_model({})
     with pytest.raises(ValueError, match=r"must be floating point.*uint8"):
@@ -667,8 +721,9 @@ def test_config_round_trip(make_model):
     model = make_model(**arguments)
     config = model.get_config()
     parameters = set(inspect.signature(keras_imm.IMM.__init__).parameters)
-    assert set(config) == parameters - {"self", "kwargs"} | {"name"}
-    assert set(config) == {"backbone", *arguments}
+    more = {"num_classes", "frozen_layers"}  # of the backbone
+    assert set(config) == parameters - {"self", "kwargs"} | {"name"} | more
+    assert set(config) == {"backbone", *arguments} | more
     again = keras_imm.IMM.from_config(config)
     assert again.get_config() == config
     for name, value in arguments.items():

@@ -135,6 +135,10 @@ class DiT(keras.Model):
         check_boolean("qk_norm", qk_norm)
         check_rate("dropout", dropout)
         check_integer("seed", seed, at_least=0)
+        # NumPy's integers, such as labels.max() + 1, are not what Keras's layers take.
+        patch_size, hidden_size, depth, num_heads, num_classes = map(
+            int, (patch_size, hidden_size, depth, num_heads, num_classes)
+        )
         super().__init__(autocast=False, **kwargs)
         self.image_shape = tuple(image_shape)
         self.patch_size = patch_size

@@ -1,5 +1,7 @@
 """The train step under JAX."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -85,6 +87,37 @@ class Trainer:
         ]
         logs, metrics = self._stateless_logs(loss, metrics)
         return logs, (trainable, non_trainable, metrics)
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        with self._variables_put_back():
+            return super().fit(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        with self._variables_put_back():
+            return super().evaluate(*args, **kwargs)
+
+    def _get_jax_state(
+        self, purge_model_variables: bool = False, **wanted: bool
+    ) -> tuple:
+        state = super()._get_jax_state(
+            purge_model_variables=purge_model_variables, **wanted
+        )
+        if purge_model_variables:
+            # Keras has emptied the variables: if the first step fails, this is
+            # where their values are.
+            names = [name for name, included in wanted.items() if included]
+            self._jax_state = dict(zip(names, state, strict=True))
+        return state
+
+    @contextlib.contextmanager
+    def _variables_put_back(self) -> Iterator[None]:
+        """Gives the variables their last values back when training fails."""
+        try:
+            yield
+        except BaseException:
+            self.jax_state_sync()
+            self._jax_state = None
+            raise
 
     def _stateless_logs(self, loss: Any, metrics: list) -> tuple[dict, list]:
         mapping = list(zip(self.metrics_variables, metrics, strict=True))

@@ -15,6 +15,8 @@ class Trainer:
     def train_step(self, data: Any) -> dict:
         data = self._checked(data, self.accumulation_steps)
         particles = self.draw_particles(data, training=True)
+        if not self.built:  # before a loop, which must not create variables
+            self.build(particles.x_t.shape)
         steps = self.accumulation_steps
         if steps == 1:
             loss, gradients = self._loss_and_gradients(particles)
