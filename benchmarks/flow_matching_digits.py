@@ -3,7 +3,9 @@
     python benchmarks/flow_matching_digits.py --seconds=200 --out=runs/flow_matching
 
 Takes the flags of examples/digits.py, whose network, optimizer, batches and measures it
-uses. `benchmarks/quality_digits.py` calls it with the time that IMM took.
+uses; those of IMM alone (`--k`, `--a`, `--b`, `--min_gap`, `--group_size`,
+`--drop_target_labels`) and `--steps` have no effect. `benchmarks/quality_digits.py`
+calls it with the time that IMM took.
 """
 
 import math

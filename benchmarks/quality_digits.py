@@ -6,7 +6,8 @@
 For each seed, one process trains IMM with `examples/digits.py` and the next trains flow
 matching for as many seconds as IMM's training took without compilation, on the same
 machine. Each leaves `metrics.json` in a folder of its own below --out; a run that is
-already there is not repeated. --table prints all of them as Markdown.
+already there is not repeated, whatever its flags were. --table prints all of them as
+Markdown.
 """
 
 import json
@@ -52,7 +53,7 @@ def run(script, out, seed, *arguments):
 
 def table(runs):
     """Markdown: a row per run, and the means over the seeds of each backend."""
-    steps = [row["steps"] for row in runs[0]["results"]]
+    steps = sorted({row["steps"] for one in runs for row in one["results"]})
     lines = [
         "| backend | seed | method | ms / step | training steps | "
         + " | ".join(f"{n} step{'s' if n > 1 else ''}" for n in steps)
@@ -63,7 +64,7 @@ def table(runs):
     for one in sorted(runs, key=lambda one: (one["backend"], one["method"], seed(one))):
         groups.setdefault((one["backend"], one["method"]), []).append(one)
     for (backend, method), group in groups.items():
-        measured = np.array([quality(one) for one in group])
+        measured = np.array([quality(one, steps) for one in group])
         for one, values in zip(group, measured, strict=True):
             lines.append(
                 f"| {backend} | {seed(one)} | {NAMES[method]} "
@@ -88,13 +89,16 @@ def per_step(one):
     return one["seconds"]["training_without_compilation"] / training_steps(one)
 
 
-def quality(one):
-    return [(row["frechet"], row["agreement"]) for row in one["results"]]
+def quality(one, steps):
+    """Both measures for each number of steps, NaN where a run did not measure it."""
+    rows = {row["steps"]: (row["frechet"], row["agreement"]) for row in one["results"]}
+    return [rows.get(n, (np.nan, np.nan)) for n in steps]
 
 
 def cells(values):
     return " | ".join(
-        f"{frechet:.3f} / {agreement:.3f}" for frechet, agreement in values
+        "" if np.isnan(frechet) else f"{frechet:.3f} / {agreement:.3f}"
+        for frechet, agreement in values
     )
 
 

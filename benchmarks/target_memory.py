@@ -21,13 +21,13 @@ from absl import app, flags
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("backends", "tensorflow,jax,torch", "Backends to measure.")
-flags.DEFINE_string("variant", None, "Measure this one in this process.")
 flags.DEFINE_integer("hidden_size", 256, "Width of the DiT.")
 flags.DEFINE_integer("depth", 8, "Blocks of the DiT.")
 flags.DEFINE_integer("batch_size", 32, "Batch size, on 32x32x4 data.")
 flags.DEFINE_string("out", None, "JSON file for the results.")
 
 VARIANTS = ("no step", "outside", "inside")
+flags.DEFINE_enum("variant", None, VARIANTS, "Measure this one in this process.")
 
 
 def measure(variant):

@@ -28,12 +28,22 @@ flags.DEFINE_integer("batch_size", 1024, "Batch size.", lower_bound=1)
 flags.DEFINE_integer("group_size", 64, "Particles per group, M.", lower_bound=1)
 flags.DEFINE_integer("width", 128, "Units of a hidden layer.", lower_bound=1)
 flags.DEFINE_integer("depth", 3, "Hidden layers.", lower_bound=1)
-flags.DEFINE_integer("k", 4, "Gap of the mapping r(s, t): 2^-k of the time range.")
+flags.DEFINE_integer(
+    "k", 4, lower_bound=1, help="Gap of the mapping r(s, t): 2^-k of the time range."
+)
 flags.DEFINE_float("learning_rate", 6e-3, "Adam's learning rate at the start.")
 flags.DEFINE_float("ema_momentum", 0.99, "Momentum of the averaged weights.")
-flags.DEFINE_integer("seed", 0, "Of the weights, the data, the noise and times.")
+flags.DEFINE_integer(
+    "seed", 0, "Of the weights, the data, the noise and times.", lower_bound=0
+)
 flags.DEFINE_integer("num_samples", 20000, "Points in the picture.", lower_bound=1)
 flags.DEFINE_string("out", "runs/checkerboard", "Folder for the results.")
+
+flags.register_multi_flags_validator(
+    ["batch_size", "group_size"],
+    lambda values: values["batch_size"] % values["group_size"] == 0,
+    "--batch_size must be a multiple of --group_size",
+)
 
 TIME_SCALE = 4.0
 

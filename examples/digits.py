@@ -41,15 +41,42 @@ flags.DEFINE_bool(
     "drop_target_labels", True, "Whether a label is dropped in the target's pass too."
 )
 flags.DEFINE_float("time_scale", 1000.0, "Factor of the times that the network sees.")
-flags.DEFINE_integer("k", 12, "Gap of the mapping r(s, t): (eta(T) - eta(0)) / 2^k.")
+flags.DEFINE_integer(
+    "k", 12, "Gap of the mapping r(s, t): (eta(T) - eta(0)) / 2^k.", lower_bound=1
+)
 flags.DEFINE_float("min_gap", 0.005, "Smallest gap t - r of that mapping.")
-flags.DEFINE_integer("a", 1, "Exponent a of the weighting w(s, t).")
+flags.DEFINE_integer("a", 1, "Exponent a of the weighting w(s, t).", lower_bound=1)
 flags.DEFINE_float("b", 4.0, "Bias b of the weighting w(s, t).")
-flags.DEFINE_integer("seed", 0, "Of the weights, the batches, the noise and times.")
+flags.DEFINE_integer(
+    "seed", 0, "Of the weights, the batches, the noise and times.", lower_bound=0
+)
 flags.DEFINE_list("sampling_steps", "1,2,4,8", "Numbers of sampling steps to measure.")
 flags.DEFINE_integer("num_samples", 4000, "Images per measurement.", lower_bound=80)
-flags.DEFINE_integer("evaluate_every", 2, "Epochs between measurements in training.")
+flags.DEFINE_integer(
+    "evaluate_every", 2, "Epochs between measurements in training.", lower_bound=1
+)
 flags.DEFINE_string("out", "runs/digits", "Folder for the results.")
+
+flags.register_validator(
+    "sampling_steps",
+    lambda counts: counts and all(n.isdecimal() and int(n) > 0 for n in counts),
+    "must be positive integers separated by commas",
+)
+flags.register_multi_flags_validator(
+    ["batch_size", "group_size"],
+    lambda values: values["batch_size"] % values["group_size"] == 0,
+    "--batch_size must be a multiple of --group_size",
+)
+flags.register_multi_flags_validator(
+    ["steps", "steps_per_epoch"],
+    lambda values: values["steps"] % min(values.values()) == 0,
+    "--steps must be a multiple of --steps_per_epoch",
+)
+flags.register_validator(
+    "batch_size",
+    lambda size: size <= digits_data.NUM_IMAGES,
+    f"must be at most {digits_data.NUM_IMAGES}, the number of images",
+)
 
 SAMPLING_BATCH = 1000
 
@@ -231,8 +258,6 @@ def draw_training(path, losses, history, steps_per_epoch):
 def main(_):
     start = time.perf_counter()
     steps_per_epoch = min(FLAGS.steps_per_epoch, FLAGS.steps)
-    if FLAGS.steps % steps_per_epoch:
-        raise app.UsageError("--steps must be a multiple of --steps_per_epoch")
     out = pathlib.Path(FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
 

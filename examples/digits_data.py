@@ -8,6 +8,7 @@ from sklearn.neural_network import MLPClassifier
 import keras_imm
 
 NUM_CLASSES = 10
+NUM_IMAGES = 1797
 SIGMA_DATA = 0.5
 
 

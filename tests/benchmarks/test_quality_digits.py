@@ -31,16 +31,18 @@ def test_the_table_has_a_row_per_run_and_the_means(tmp_path):
         metrics(
             "flow_matching", "jax", 0, [(1, 2.5, 1), (2, 0.75, 1)], training_steps=5000
         ),
+        metrics("imm", "torch", 0, [(2, 0.05, 0.97)]),  # measured at 2 steps alone
     ]
     result = print_table(tmp_path, runs)
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if line.startswith("|")]
-    assert [line.count("|") for line in lines] == [8] * 6
+    assert [line.count("|") for line in lines] == [8] * 7
     assert lines[2:] == [
         "| jax | 0 | flow matching | 40.0 | 5000 | 2.500 / 1.000 | 0.750 / 1.000 |",
         "| jax | 0 | IMM | 50.0 | 4000 | 0.120 / 0.930 | 0.060 / 0.940 |",
         "| jax | 1 | IMM | 50.0 | 4000 | 0.140 / 0.950 | 0.080 / 0.960 |",
         "| jax | mean | IMM | | | 0.130 / 0.940 | 0.070 / 0.950 |",
+        "| torch | 0 | IMM | 50.0 | 4000 |  | 0.050 / 0.970 |",
     ]
 
 

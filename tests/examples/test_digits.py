@@ -83,10 +83,30 @@ def test_the_saved_model_generates(result, out):
     assert np.isfinite(images).all()
 
 
-def test_steps_that_make_no_whole_epochs_are_refused():
-    result = run_script("examples/digits.py", "--steps=5", "--steps_per_epoch=4")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--steps=5", "--steps_per_epoch=4"], "--steps must be a multiple of --steps"),
+        (["--batch_size=30"], "--batch_size must be a multiple of --group_size"),
+        (["--batch_size=2000"], "must be at most 1797, the number of images"),
+        (["--sampling_steps=1,a"], "must be positive integers separated by commas"),
+        (["--sampling_steps=0"], "must be positive integers separated by commas"),
+        (["--seed=-1"], "a non-negative integer"),
+    ],
+)
+def test_wrong_flags_are_refused_before_anything_is_trained(flags, message):
+    code = f"import digits; digits.FLAGS({['digits.py', *flags]!r})"
+    result = run_code(code, "examples")
     assert result.returncode != 0
-    assert "--steps must be a multiple of --steps_per_epoch" in result.stderr
+    assert message in result.stderr
+
+
+def test_the_number_of_images_is_that_of_the_data():
+    code = (
+        "import digits_data; print(len(digits_data.load()[0]), digits_data.NUM_IMAGES)"
+    )
+    count, stated = run_code(code, "examples").stdout.split()
+    assert count == stated
 
 
 def test_the_learning_rate_rises_and_falls_to_zero():
