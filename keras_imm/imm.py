@@ -49,13 +49,16 @@ class IMM(Generation, trainers.get(), keras.Model):
             `backbone([x, c_t, c_s, labels])` where it has an attribute `num_classes`
             above 0. x is (batch, ...), c_t and c_s are (batch,) times multiplied by
             `time_scale`, labels are (batch,) integers in [0, num_classes], where
-            num_classes is the null label. It returns G, of the shape of x.
+            num_classes is the null label. It returns G, of the shape of x. Under a
+            half-precision policy Keras rounds what a layer is given: make the layer
+            with `autocast=False`, as `DiT` is, to see the times in float32.
         schedule: "flow_matching", "cosine" or a `keras_imm.schedules.Schedule`.
         parameterization: "euler_fm", "simple_edm", "identity" or a
             `keras_imm.parameterizations.Parameterization`.
         time_mapping: "eta_decrement", "time_decrement", "log_snr_decrement",
             "inverse_eta_increment" or a `keras_imm.time_mappings.TimeMapping`.
-        kernel: "laplace", "rbf", "energy" or a `keras_imm.kernels.Kernel`.
+        kernel: "laplace", "rbf", "energy" or a `keras_imm.kernels.Kernel`, such as
+            `PseudoHuber(c)`.
         weighting: "elbo", "uniform" or a `keras_imm.weightings.Weighting`.
         second_time: What the backbone is told of s: "s", or "stride" for t - s.
         time_scale: Positive factor of the times that the backbone sees.
@@ -97,6 +100,9 @@ class IMM(Generation, trainers.get(), keras.Model):
     model.compile(keras.optimizers.AdamW(1e-4, epsilon=1e-8, use_ema=True))
     model.fit(dataset, epochs=10)      # yields images, or (images, labels)
     images = model.generate(labels=[3, 1, 4], num_steps=2)
+    model.save("model.keras")
+    # The averaged weights come back with the optimizer: not with `compile=False`.
+    model = keras.models.load_model("model.keras")
     ```
 
     Reference: Zhou, Ermon, Song, Inductive Moment Matching, ICML 2025.
@@ -318,6 +324,10 @@ class IMM(Generation, trainers.get(), keras.Model):
         auto_scale_loss: bool = True,
     ) -> None:
         """Configures training; the loss is the model's own.
+
+        It is the paper's objective alone: regularizers and `add_loss` of the backbone
+        add nothing to it. Use the optimizer's weight decay. Compiling again starts the
+        averages of the weights anew.
 
         Args:
             optimizer: Keras optimizer or its name. `use_ema=True` keeps the averaged

@@ -4,6 +4,9 @@ import json
 
 import pytest
 from scripts import run_code, run_script
+from small_dit import small_dit
+
+import keras_imm
 
 
 def metrics(method, backend, seed, quality, **more):
@@ -84,3 +87,22 @@ print(rates)
     assert result.returncode == 0, result.stderr
     rates = json.loads(result.stdout.splitlines()[-1])
     assert rates == pytest.approx([1, 2, 4, 2, 0, 0], abs=1e-9)
+
+
+def test_quality_by_time_measures_a_jump_from_each_time(tmp_path):
+    mapping = keras_imm.time_mappings.EtaDecrement(k=12)
+    backbone = small_dit(image_shape=(8, 8, 1), num_classes=10)
+    model = keras_imm.IMM(backbone, time_mapping=mapping)
+    model.save(tmp_path / "model.keras")
+    result = run_script(
+        "benchmarks/quality_by_time.py",
+        f"--model={tmp_path / 'model.keras'}",
+        "--times=0.5,0.05",
+    )
+    assert result.returncode == 0, result.stderr
+    rows = [line.split("|")[1:-1] for line in result.stdout.splitlines()[-2:]]
+    (t, gap, noisy, _), (_, _, clean, agreement) = (map(float, row) for row in rows)
+    # eta falls from 1 by (0.994 / 0.006) / 2^12; a new network leaves x_t as it is.
+    eta = 1 - 0.994 / 0.006 / 4096
+    assert (t, gap) == (0.5, pytest.approx(0.5 - eta / (1 + eta), rel=0.05))
+    assert clean < 0.1 < 1 < noisy and agreement > 0.95
