@@ -5,7 +5,10 @@ A trainer is a mixin for a `keras.Model` with these methods and attributes:
 - `draw_particles(data, training)`: what one step is about, from the random stream;
 - `compute_target(particles, training)`: the part that needs no gradient;
 - `compute_objective(particles, y_target, training)`: the scalar to differentiate;
-- `micro_batch(particles, index)`: one of `accumulation_steps` equal parts.
+- `micro_batch(particles, index)`: one of `accumulation_steps` equal parts;
+- `evaluate_objective(data)`: the loss of one batch of an evaluation;
+- `update_logs(loss)`: adds a batch's loss to the running mean, returns the logs;
+- `accumulation_steps` and `group_size`: positive integers.
 
 Each trainer computes the target without keeping activations, accumulates gradients
 over the micro-batches and applies the optimizer once.
