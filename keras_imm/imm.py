@@ -524,7 +524,7 @@ class IMM(Generation, trainers.get(), keras.Model):
             variables = variables + self.optimizer.variables
         before = [ops.convert_to_numpy(v) for v in variables]
         try:
-            with warnings.catch_warnings(record=True) as caught:
+            with warnings.catch_warnings(record=True, action="always") as caught:
                 super().load_weights(filepath, **kwargs)
         except Exception as error:
             for variable, value in zip(variables, before, strict=True):
