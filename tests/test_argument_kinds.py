@@ -1,0 +1,50 @@
+"""Arguments of another kind than a constructor takes, and shapes that do not fit."""
+
+import numpy as np
+import pytest
+from small_dit import small_dit
+
+from keras_imm import callbacks, kernels, objective, time_mappings, weightings
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: time_mappings.EtaDecrement(min_gap=None), r"`min_gap` must .*=None"),
+        (lambda: weightings.ELBO(a=None), r"`a` must be at least 1.*=None"),
+        (lambda: weightings.ELBO(a=True), r"`a` must be at least 1.*=True"),
+        (lambda: weightings.ELBO(b="4"), r"`b` must be in .*='4'"),
+        (lambda: kernels.RBF("x"), r"`bandwidth_power` must be in .*='x'"),
+        (lambda: kernels.PseudoHuber(None), r"`c` must be in .*=None"),
+        (
+            lambda: callbacks.SampleImages("a.png", num_samples=1, sampler="euler"),
+            r"`sampler` must be one of 'pushforward', 'restart'.*'euler'",
+        ),
+        (
+            lambda: callbacks.SampleImages("a.png", num_samples=1, weights="mean"),
+            r"`weights` must be one of 'ema', 'raw'.*'mean'",
+        ),
+    ],
+)
+def test_constructors_name_the_argument(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("target", "scale", "message"),
+    [
+        ((8, 3), (1,), r"`kernel_scale` must have one entry per group.*\(1,\)"),
+        ((8, 3), (3,), r"`kernel_scale` must have one entry per group.*\(3,\)"),
+        ((4, 3), (2,), r"`y_target` must have the shape of `y`.*\(4, 3\)"),
+    ],
+)
+def test_grouped_mmd_checks_its_shapes(target, scale, message):
+    y, target, scale = (np.ones(s, "float32") for s in ((8, 3), target, scale))
+    with pytest.raises(ValueError, match=message):
+        objective.grouped_mmd(y, target, scale, group_size=4)
+
+
+def test_numpy_integers_are_integers():
+    backbone = small_dit(num_classes=np.arange(3).max() + 1, hidden_size=np.int64(16))
+    assert type(backbone.num_classes) is type(backbone.hidden_size) is int
