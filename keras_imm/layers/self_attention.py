@@ -26,6 +26,10 @@ class SelfAttention(keras.layers.Layer):
         num_heads: Integer; divides the width of the tokens.
         qk_norm: Boolean. Whether queries and keys pass through a layer normalization
             over the channels of a head, with scale and shift. Defaults to False.
+        qkv_initializer: Initializer of the weights of the projection to queries, keys
+            and values. Defaults to "glorot_uniform".
+        projection_initializer: Initializer of the weights of the output projection.
+            Defaults to "glorot_uniform".
         **kwargs: Other arguments of `keras.layers.Layer`, such as `name`, `dtype`.
 
     Call arguments:
@@ -50,12 +54,21 @@ class SelfAttention(keras.layers.Layer):
         - [Dehghani et al., 2023](https://arxiv.org/abs/2302.05442), for `qk_norm`
     """
 
-    def __init__(self, num_heads: int, qk_norm: bool = False, **kwargs):
+    def __init__(
+        self,
+        num_heads: int,
+        qk_norm: bool = False,
+        qkv_initializer: Any = "glorot_uniform",
+        projection_initializer: Any = "glorot_uniform",
+        **kwargs,
+    ):
         check_integer("num_heads", num_heads, at_least=1)
         check_boolean("qk_norm", qk_norm)
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.qk_norm = qk_norm
+        self.qkv_initializer = keras.initializers.get(qkv_initializer)
+        self.projection_initializer = keras.initializers.get(projection_initializer)
 
     def build(self, tokens_shape) -> None:
         hidden_size = tokens_shape[-1]
@@ -67,7 +80,10 @@ class SelfAttention(keras.layers.Layer):
         self.merged_shape = (-1, tokens, hidden_size)
 
         self.qkv = keras.layers.Dense(
-            3 * hidden_size, dtype=self.dtype_policy, name="qkv"
+            3 * hidden_size,
+            kernel_initializer=self.qkv_initializer,
+            dtype=self.dtype_policy,
+            name="qkv",
         )
         self.qkv.build(tokens_shape)
         if self.qk_norm:
@@ -80,7 +96,10 @@ class SelfAttention(keras.layers.Layer):
             self.query_norm.build((None, tokens, self.num_heads, head_dim))
             self.key_norm.build((None, tokens, self.num_heads, head_dim))
         self.projection = keras.layers.Dense(
-            hidden_size, dtype=self.dtype_policy, name="projection"
+            hidden_size,
+            kernel_initializer=self.projection_initializer,
+            dtype=self.dtype_policy,
+            name="projection",
         )
         self.projection.build(tokens_shape)
 
@@ -102,5 +121,12 @@ class SelfAttention(keras.layers.Layer):
 
     def get_config(self) -> dict:
         config = super().get_config()
-        config.update(num_heads=self.num_heads, qk_norm=self.qk_norm)
+        config.update(
+            num_heads=self.num_heads,
+            qk_norm=self.qk_norm,
+            qkv_initializer=keras.initializers.serialize(self.qkv_initializer),
+            projection_initializer=keras.initializers.serialize(
+                self.projection_initializer
+            ),
+        )
         return config

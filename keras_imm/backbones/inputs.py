@@ -1,0 +1,63 @@
+"""The list of tensors that every backbone is called with."""
+
+from typing import Any, NamedTuple
+
+
+class Inputs(NamedTuple):
+    """What a backbone is told; see `split_inputs`."""
+
+    x: Any
+    c_t: Any
+    c_s: Any
+    labels: Any
+    augmentation_labels: Any
+
+
+def split_inputs(
+    inputs: list | tuple,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    augmentation_dim: int = 0,
+) -> Inputs:
+    """Names the inputs of a backbone, after checking them.
+
+    Args:
+        inputs: `[x, c_t, c_s]`, then labels if `num_classes` is above 0, then
+            augmentation labels if `augmentation_dim` is above 0. What is left out at
+            the end is None.
+        image_shape: Shape that a sample must have.
+        num_classes: Number of labels; 0 for none.
+        augmentation_dim: Number of augmentation labels; 0 for none.
+
+    Returns:
+        An `Inputs`.
+
+    Raises:
+        ValueError: If there are too few or too many inputs, if `x` has another shape,
+            or if labels are given or missing against `num_classes`.
+    """
+    most = 5 if augmentation_dim > 0 else 4
+    if not 3 <= len(inputs) <= most:
+        last = " or [x, c_t, c_s, labels, augmentation_labels]" if most == 5 else ""
+        raise ValueError(
+            f"`inputs` must be [x, c_t, c_s] or [x, c_t, c_s, labels]{last}. "
+            f"Received a list of length {len(inputs)}."
+        )
+    x, c_t, c_s, labels, augmentation_labels = [*inputs, None, None][:5]
+    if tuple(x.shape[1:]) != image_shape:
+        raise ValueError(
+            f"`x` must have shape (batch, *{image_shape}). "
+            f"Received: x.shape={tuple(x.shape)}"
+        )
+    if num_classes == 0 and labels is not None:
+        raise ValueError(
+            "`labels` must be left out or None, because num_classes=0. "
+            f"Received labels of shape {tuple(labels.shape)}."
+        )
+    if num_classes > 0 and labels is None:
+        raise ValueError(
+            "`labels` must be given, because num_classes="
+            f"{num_classes}; the null label is {num_classes}. "
+            "Received: labels=None"
+        )
+    return Inputs(x, c_t, c_s, labels, augmentation_labels)
