@@ -1,11 +1,14 @@
 """Inductive Moment Matching in Keras 3: train few-step generators from scratch."""
 
 from keras_imm import (
+    augmentation,
     backbones,
     callbacks,
+    checkpoints,
     kernels,
     metrics,
     objective,
+    optimizers,
     parameterizations,
     samplers,
     schedules,
@@ -18,11 +21,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "IMM",
+    "augmentation",
     "backbones",
     "callbacks",
+    "checkpoints",
     "kernels",
     "metrics",
     "objective",
+    "optimizers",
     "parameterizations",
     "samplers",
     "schedules",

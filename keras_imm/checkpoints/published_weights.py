@@ -27,7 +27,11 @@ class FixedTable(NamedTuple):
     values: np.ndarray
 
 
-def assign_dit(backbone: DiT, state: dict[str, np.ndarray]) -> None:
+def assign_dit(
+    backbone: DiT,
+    state: dict[str, np.ndarray],
+    progress: Callable[[int], None] | None = None,
+) -> None:
     """Assigns published DiT weights to a backbone.
 
     Everything is checked first: if any weight does not fit, nothing is changed.
@@ -37,6 +41,7 @@ def assign_dit(backbone: DiT, state: dict[str, np.ndarray]) -> None:
         state: Dictionary of published names, with or without the prefix `model.`, to
             arrays in their published layout. The fixed position table `pos_embed` is
             among them and must agree with ours to 1e-6.
+        progress: Called with the number of weights assigned so far.
 
     Raises:
         ValueError: If a weight is missing, has another shape, belongs to no variable,
@@ -54,10 +59,14 @@ def assign_dit(backbone: DiT, state: dict[str, np.ndarray]) -> None:
     backbone.build()
     table = keras.ops.convert_to_numpy(backbone.position_embedding.table)[None]
     tables = [FixedTable("pos_embed", table)]
-    _assign(backbone, list(_dit_weights(backbone)), tables, state)
+    _assign(backbone, list(_dit_weights(backbone)), tables, state, progress)
 
 
-def assign_unet(backbone: UNet, state: dict[str, np.ndarray]) -> None:
+def assign_unet(
+    backbone: UNet,
+    state: dict[str, np.ndarray],
+    progress: Callable[[int], None] | None = None,
+) -> None:
     """Assigns published weights of a DDPM++ or NCSN++ network to a backbone.
 
     Everything is checked first: if any weight does not fit, nothing is changed.
@@ -67,6 +76,7 @@ def assign_unet(backbone: UNet, state: dict[str, np.ndarray]) -> None:
         state: Dictionary of published names, with or without the prefix `model.`, to
             arrays in their published layout. The resampling filters are among them
             and must agree with ours to 1e-6.
+        progress: Called with the number of weights assigned so far.
 
     Raises:
         ValueError: If a weight is missing, has another shape, belongs to no variable,
@@ -81,10 +91,10 @@ def assign_unet(backbone: UNet, state: dict[str, np.ndarray]) -> None:
     """
     backbone.build()
     weights, tables = list(_unet_weights(backbone)), list(_unet_filters(backbone))
-    _assign(backbone, weights, tables, state)
+    _assign(backbone, weights, tables, state, progress)
 
 
-def _assign(backbone, weights, tables, state) -> None:
+def _assign(backbone, weights, tables, state, progress) -> None:
     """Checks every array, then assigns them."""
     state = {name.removeprefix("model."): value for name, value in state.items()}
     for table in tables:
@@ -105,8 +115,10 @@ def _assign(backbone, weights, tables, state) -> None:
                 f"{type(backbone).__name__}."
             )
 
-    for weight in weights:
+    for count, weight in enumerate(weights, start=1):
         weight.variable.assign(weight.rearrange(np.asarray(state[weight.name])))
+        if progress is not None:
+            progress(count)
 
 
 def _described(table: FixedTable) -> str:

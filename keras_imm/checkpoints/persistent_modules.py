@@ -1,0 +1,183 @@
+"""The modules of a published checkpoint, as plain data."""
+
+import math
+import mmap
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_imm.checkpoints.pickle_reader import Buffer, Call, Name, read_pickle
+from keras_imm.checkpoints.torch_storage import read_storage, view
+
+_PERSISTENT = Name("torch_utils.persistence", "_reconstruct_persistent_obj")
+_PARAMETER = Name("torch._utils", "_rebuild_parameter")
+_TENSOR = Name("torch._utils", "_rebuild_tensor_v2")
+_STORAGE = Name("torch.storage", "_load_from_bytes")
+_SCALARS = {
+    Name("numpy.core.multiarray", "scalar"),
+    Name("numpy._core.multiarray", "scalar"),
+}
+_DTYPE = Name("numpy", "dtype")
+_NAMES = {
+    *(_PERSISTENT, _PARAMETER, _TENSOR, _STORAGE, _DTYPE),
+    *_SCALARS,
+    Name("collections", "OrderedDict"),
+    Name("dnnlib.util", "EasyDict"),
+    *(Name("torch", dtype) for dtype in ("float32", "float16", "bfloat16")),
+}
+# Classes of these packages hold the weights; they become dictionaries as well.
+_MODULE_PACKAGES = ("torch.nn.modules.", "timm.models.", "timm.layers.")
+_DEEPEST = 32
+_MOST_WEIGHTS = 100_000
+
+
+class Module(NamedTuple):
+    """A module without its code.
+
+    Attributes:
+        class_name: Name of its class.
+        state: Its attributes, as they were stored.
+    """
+
+    class_name: str
+    state: dict
+
+    @property
+    def arguments(self) -> dict:
+        """What its constructor was given by keyword, with NumPy's scalars as numbers.
+
+        Raises:
+            ValueError: If anything was given by position, or the file does not say.
+        """
+        arguments = self.state.get("_init_kwargs")
+        if not isinstance(arguments, dict) or self.state.get("_init_args"):
+            raise ValueError(
+                f"the arguments that {self.class_name} was made with are not known"
+            )
+        return {name: _number(value) for name, value in arguments.items()}
+
+    @property
+    def attributes(self) -> dict:
+        """Attributes that are numbers or strings."""
+        found = {name: _number(value) for name, value in self.state.items()}
+        return {
+            name: value
+            for name, value in found.items()
+            if isinstance(value, (str, int, float))
+        }
+
+    def children(self) -> dict[str, "Module"]:
+        """Its modules by name."""
+        modules = _section(self, "_modules").items()
+        return {name: as_module(value) for name, value in modules if value is not None}
+
+
+def read_checkpoint(path: pathlib.Path) -> tuple[Module, dict[str, np.ndarray]]:
+    """Reads a published checkpoint without running anything in it.
+
+    Args:
+        path: A pickle of `{"ema": module}`.
+
+    Returns:
+        The module and its parameters and buffers: views of the file, by their
+        published names (`model.blocks.0.attn.qkv.weight`).
+
+    Raises:
+        ValueError: If the file is not such a pickle or is damaged.
+    """
+    with open(path, "rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    content = read_pickle(Buffer(data), _is_allowed)
+    if not isinstance(content, dict) or "ema" not in content:
+        raise ValueError("the pickle is not a dictionary with 'ema'")
+    module = as_module(content["ema"])
+    weights = {}
+    _collect(module, "", weights, 0)
+    if sum(weight.nbytes for weight in weights.values()) > 2 * len(data):
+        raise ValueError("the weights are more than the file holds")
+    return module, weights
+
+
+def as_module(value: Any) -> Module:
+    """The module that a pickled object stands for.
+
+    Raises:
+        ValueError: If it stands for something else.
+    """
+    if isinstance(value, Call) and value.target == _PERSISTENT:
+        (meta,) = value.arguments if len(value.arguments) == 1 else (None,)
+        name = meta.get("class_name") if isinstance(meta, dict) else None
+        if isinstance(name, str) and isinstance(meta.get("state"), dict):
+            return Module(name, meta["state"])
+    is_module = isinstance(value, Call) and _is_module_class(value.target)
+    if is_module and isinstance(value.state, dict):
+        return Module(value.target.name, value.state)
+    raise ValueError("the pickle has something else in the place of a module")
+
+
+def _is_allowed(name: Name) -> bool:
+    return name in _NAMES or _is_module_class(name)
+
+
+def _is_module_class(name: Name) -> bool:
+    return name.module.startswith(_MODULE_PACKAGES) and name.name.isidentifier()
+
+
+def _section(module: Module, name: str) -> dict[str, Any]:
+    section = module.state.get(name, {})
+    if not isinstance(section, dict) or not all(isinstance(k, str) for k in section):
+        raise ValueError(
+            f"{name} of a {module.class_name} is not a dictionary of names"
+        )
+    return section
+
+
+def _collect(module: Module, prefix: str, weights: dict, depth: int) -> None:
+    """Adds the parameters and buffers of a module and of the modules in it."""
+    if depth > _DEEPEST:
+        raise ValueError(f"modules are nested more than {_DEEPEST} deep")
+    for section in ("_parameters", "_buffers"):
+        for name, value in _section(module, section).items():
+            if value is None:
+                continue
+            if len(weights) == _MOST_WEIGHTS:
+                raise ValueError(f"there are more than {_MOST_WEIGHTS} weights")
+            weights[prefix + name] = _tensor(prefix + name, value)
+    for name, child in module.children().items():
+        _collect(child, f"{prefix}{name}.", weights, depth + 1)
+
+
+def _tensor(name: str, value: Any) -> np.ndarray:
+    try:
+        if isinstance(value, Call) and value.target == _PARAMETER:
+            value = value.arguments[0]
+        if not isinstance(value, Call) or value.target != _TENSOR:
+            raise ValueError("it is not a tensor")
+        storage, offset, shape, strides = value.arguments[:4]
+        if not isinstance(storage, Call) or storage.target != _STORAGE:
+            raise ValueError("it has no storage")
+        (data,) = storage.arguments
+        if not isinstance(data, (bytes, memoryview)):
+            raise ValueError("its storage is not bytes")
+        return view(read_storage(data), offset, shape, strides)
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"weight {name[:200]!r} cannot be read: {error}") from error
+
+
+def _number(value: Any) -> Any:
+    """A pickled NumPy scalar as a Python number; anything else as it is."""
+    if not isinstance(value, Call) or value.target not in _SCALARS:
+        return value
+    dtype, data = value.arguments if len(value.arguments) == 2 else (None, None)
+    if not isinstance(dtype, Call) or dtype.target != _DTYPE or not dtype.arguments:
+        raise ValueError("a number has no type")
+    kind = dtype.arguments[0]
+    if kind not in ("f2", "f4", "f8", "i4", "i8", "b1") or not isinstance(data, bytes):
+        raise ValueError(f"a number has the type {kind!r:.50}")
+    if len(data) != int(kind[1]):
+        raise ValueError("a number has too many or too few bytes")
+    number = np.frombuffer(data, np.dtype(f"<{kind}")).item()
+    if isinstance(number, float) and not math.isfinite(number):
+        raise ValueError("a number is not finite")
+    return number

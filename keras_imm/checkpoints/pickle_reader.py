@@ -1,0 +1,268 @@
+"""Reads a pickle as data: nothing that it names is imported or called."""
+
+import pickletools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+# Longer byte strings are handed out as views of the file: weights are not copied.
+_VIEWED = 4096
+
+
+class Name(NamedTuple):
+    """A function or class that the pickle names."""
+
+    module: str
+    name: str
+
+
+class Call:
+    """What the pickle would have made by calling a name.
+
+    Attributes:
+        target: The `Name`.
+        arguments: Tuple.
+        state: What the object would have been given afterwards, or None.
+    """
+
+    __slots__ = ("arguments", "state", "target")
+
+    def __init__(self, target: Name, arguments: tuple):
+        self.target = target
+        self.arguments = arguments
+        self.state = None
+
+
+class PersistentId(NamedTuple):
+    """Stands for an object that is kept outside the pickle."""
+
+    value: Any
+
+
+class Buffer:
+    """A file in memory, read in order; long reads are views of it."""
+
+    def __init__(self, data: Any):
+        self.data = memoryview(data)
+        self.position = 0
+
+    def tell(self) -> int:
+        return self.position
+
+    def read(self, size: int) -> Any:
+        if size > len(self.data) - self.position:
+            raise ValueError(f"the file ends after {len(self.data)} bytes")
+        part = self.data[self.position : self.position + size]
+        self.position += size
+        return part if size > _VIEWED else bytes(part)
+
+    def readline(self) -> bytes:
+        ahead = bytes(self.data[self.position : self.position + _VIEWED])
+        line = ahead[: ahead.find(b"\n") + 1]
+        self.position += len(line)
+        return line
+
+
+def read_pickle(buffer: Buffer, is_allowed: Callable[[Name], bool]) -> Any:
+    """Reads one pickle, and leaves the buffer behind it.
+
+    Args:
+        buffer: Where to read.
+        is_allowed: Says whether the pickle may use a name. It is never imported.
+
+    Returns:
+        Numbers, strings, bytes (or views), lists, tuples, sets and dictionaries as they
+        are; a `Name` for a name, a `Call` for an object made by calling one, a
+        `PersistentId` for what is kept elsewhere.
+
+    Raises:
+        ValueError: If the pickle is damaged, uses a name that is not allowed, or does
+            what no such file needs.
+    """
+    machine = _Machine(is_allowed)
+    for opcode, argument, _ in pickletools.genops(buffer):
+        if opcode.name == "STOP":
+            return machine.result()
+        machine.run(opcode.name, argument)
+    raise ValueError("the pickle does not stop")
+
+
+class _Machine:
+    """The pickle machine, without the instructions that act."""
+
+    def __init__(self, is_allowed):
+        self.is_allowed = is_allowed
+        self.stack = []
+        self.marks = []
+        self.memo = {}
+
+    def run(self, instruction: str, argument: Any) -> None:
+        if instruction in _CONSTANTS:
+            self.stack.append(_CONSTANTS[instruction]())
+        elif instruction in _VALUES:
+            self.stack.append(argument)
+        elif instruction not in ("PROTO", "FRAME"):
+            act = getattr(self, f"do_{instruction.lower()}", None)
+            if act is None:
+                raise ValueError(f"the instruction {instruction} is not allowed")
+            act(argument)
+
+    def result(self) -> Any:
+        if len(self.stack) != 1 or self.marks:
+            raise ValueError("the pickle leaves objects behind")
+        return self.stack[0]
+
+    def pop(self) -> Any:
+        if not self.stack or (self.marks and len(self.stack) == self.marks[-1]):
+            raise ValueError("the pickle takes more than it made")
+        return self.stack.pop()
+
+    def top(self, kind: type) -> Any:
+        value = self.pop()
+        if not isinstance(value, kind):
+            raise ValueError(f"the pickle treats a {type(value).__name__} as another")
+        self.stack.append(value)
+        return value
+
+    def pop_mark(self) -> list:
+        if not self.marks:
+            raise ValueError("the pickle takes more than it made")
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    # -- Containers
+
+    def do_mark(self, _) -> None:
+        self.marks.append(len(self.stack))
+
+    def do_tuple(self, _) -> None:
+        self.stack.append(tuple(self.pop_mark()))
+
+    def do_tuple1(self, _) -> None:
+        self.stack.append((self.pop(),))
+
+    def do_tuple2(self, _) -> None:
+        second, first = self.pop(), self.pop()
+        self.stack.append((first, second))
+
+    def do_tuple3(self, _) -> None:
+        third, second, first = self.pop(), self.pop(), self.pop()
+        self.stack.append((first, second, third))
+
+    def do_list(self, _) -> None:
+        self.stack.append(self.pop_mark())
+
+    def do_dict(self, _) -> None:
+        items = self.pop_mark()
+        self.stack.append({})
+        self.set_items(items)
+
+    def do_append(self, _) -> None:
+        value = self.pop()
+        self.top(list).append(value)
+
+    def do_appends(self, _) -> None:
+        values = self.pop_mark()
+        self.top(list).extend(values)
+
+    def do_setitem(self, _) -> None:
+        value, key = self.pop(), self.pop()
+        self.set_items([key, value])
+
+    def do_setitems(self, _) -> None:
+        self.set_items(self.pop_mark())
+
+    def set_items(self, items: list) -> None:
+        target = self.top(dict)
+        if len(items) % 2:
+            raise ValueError("the pickle has a key without a value")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[_plain(key)] = value
+
+    def do_additems(self, _) -> None:
+        items = self.pop_mark()
+        self.top(set).update(_plain(item) for item in items)
+
+    # -- The memo
+
+    def do_memoize(self, _) -> None:
+        self.memo[len(self.memo)] = self.top(object)
+
+    def do_binput(self, index) -> None:
+        self.memo[index] = self.top(object)
+
+    def do_binget(self, index) -> None:
+        if index not in self.memo:
+            raise ValueError("the pickle takes more than it made")
+        self.stack.append(self.memo[index])
+
+    do_long_binput = do_binput
+    do_long_binget = do_binget
+
+    # -- Names and what would be called
+
+    def do_global(self, argument) -> None:
+        module, _, name = argument.partition(" ")
+        self.push_name(module, name)
+
+    def do_stack_global(self, _) -> None:
+        name, module = self.pop(), self.pop()
+        self.push_name(module, name)
+
+    def push_name(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise ValueError("the pickle names something that is not a name")
+        if not self.is_allowed(Name(module, name)):
+            raise ValueError(f"the pickle asks for {f'{module}.{name}'[:200]!r}")
+        self.stack.append(Name(module, name))
+
+    def do_reduce(self, _) -> None:
+        arguments, target = self.pop(), self.pop()
+        if not isinstance(target, Name) or not isinstance(arguments, tuple):
+            raise ValueError("the pickle calls something that is not a name")
+        if target in _DICTIONARIES and not arguments:
+            self.stack.append({})  # its items follow
+        else:
+            self.stack.append(Call(target, arguments))
+
+    do_newobj = do_reduce
+
+    def do_build(self, _) -> None:
+        state = self.pop()
+        self.top(Call).state = state
+
+    def do_binpersid(self, _) -> None:
+        self.stack.append(PersistentId(self.pop()))
+
+
+def _plain(key: Any) -> Any:
+    """Keys are scalars: to hash a nested tuple can take forever."""
+    if key is not None and not isinstance(key, (str, int, float, bool)):
+        raise ValueError(f"the pickle has a {type(key).__name__} as a key")
+    return key
+
+
+_DICTIONARIES = {Name("collections", "OrderedDict"), Name("dnnlib.util", "EasyDict")}
+_CONSTANTS = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": set,
+}
+_VALUES = {
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "BINFLOAT",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+    "BINBYTES",
+    "SHORT_BINBYTES",
+    "BINBYTES8",
+}
