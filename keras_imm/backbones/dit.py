@@ -63,6 +63,10 @@ class DiT(keras.Model):
         dropout: Float in [0, 1). Dropout rate inside the blocks. Defaults to 0.
         seed: Integer, at least 0. Seed of the dropout masks; initial weights follow
             `keras.utils.set_random_seed`. Defaults to 0.
+        remat: Boolean. Whether a training step keeps only the inputs of the blocks
+            and computes the rest again in the backward pass, for less memory and
+            one more pass through the blocks. Outputs, gradients and weights are the
+            same, and nothing changes outside training. Defaults to False.
         **kwargs: Other arguments of `keras.Model`, such as `name` and `dtype`.
 
     Call arguments:
@@ -110,6 +114,7 @@ class DiT(keras.Model):
         qk_norm: bool = False,
         dropout: float = 0.0,
         seed: int = 0,
+        remat: bool = False,
         **kwargs,
     ):
         check_image_shape("image_shape", image_shape)
@@ -135,6 +140,7 @@ class DiT(keras.Model):
         check_boolean("qk_norm", qk_norm)
         check_rate("dropout", dropout)
         check_integer("seed", seed, at_least=0)
+        check_boolean("remat", remat)
         # NumPy's integers, such as labels.max() + 1, are not what Keras's layers take.
         patch_size, hidden_size, depth, num_heads, num_classes = map(
             int, (patch_size, hidden_size, depth, num_heads, num_classes)
@@ -150,6 +156,7 @@ class DiT(keras.Model):
         self.qk_norm = qk_norm
         self.dropout = dropout
         self.seed = seed
+        self.remat = remat
         self.output_dtype = "float64" if self.compute_dtype == "float64" else "float32"
 
         policy = self.dtype_policy
@@ -249,7 +256,10 @@ class DiT(keras.Model):
 
         tokens = self.position_embedding(self.patch_embedding(x))
         for block in self.blocks:
-            tokens = block(tokens, conditioning, training=training)
+            if self.remat and training:
+                tokens = block.rematerialized(tokens, conditioning)
+            else:
+                tokens = block(tokens, conditioning, training=training)
         g = self.final_layer(tokens, conditioning)
         return ops.cast(g, self.output_dtype)
 
@@ -296,5 +306,6 @@ class DiT(keras.Model):
             qk_norm=self.qk_norm,
             dropout=self.dropout,
             seed=self.seed,
+            remat=self.remat,
         )
         return config

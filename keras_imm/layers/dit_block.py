@@ -143,6 +143,38 @@ class DiTBlock(keras.layers.Layer):
             tokens = self.output_dropout(tokens, training=training)
         return tokens
 
+    def rematerialized(self, tokens, conditioning) -> Any:
+        """Calls the block for training and keeps no activations.
+
+        The backward pass computes them again from the inputs.
+
+        Args:
+            tokens: As in a call.
+            conditioning: As in a call.
+
+        Returns:
+            What `block(tokens, conditioning, training=True)` returns.
+        """
+        # Seeds are drawn here, once: the second run draws the same masks from them.
+        values = [(v, v.value) for v in self.variables]
+        if self.dropout > 0:
+            dropouts = (
+                self.attention_dropout,
+                self.hidden_dropout,
+                self.output_dropout,
+            )
+            values += [
+                (layer.seed_generator.state, layer.seed_generator.next())
+                for layer in dropouts
+            ]
+
+        def call(tokens, conditioning):
+            with keras.StatelessScope(state_mapping=values):
+                return self(tokens, conditioning, training=True)
+
+        # TensorFlow's recomputation takes no keyword arguments in graphs.
+        return keras.remat(call)(tokens, conditioning)
+
     def compute_output_shape(self, tokens_shape, conditioning_shape) -> tuple:
         return tokens_shape
 

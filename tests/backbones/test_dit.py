@@ -4,8 +4,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from backends import value_and_gradient
 from keras import ops
 
+import keras_imm
 from keras_imm.backbones import DiT
 from keras_imm.checkpoints.published_weights import assign_dit
 
@@ -125,9 +127,12 @@ class TestGolden:
 
 class TestPresets:
     def test_overrides_win(self):
-        backbone = DiT.from_preset("dit_s_4", (8, 8, 3), depth=1, dropout=0.1)
+        backbone = DiT.from_preset(
+            "dit_s_4", (8, 8, 3), depth=1, dropout=0.1, remat=True
+        )
         assert (backbone.hidden_size, backbone.patch_size) == (384, 4)
         assert (backbone.depth, backbone.dropout) == (1, 0.1)
+        assert backbone.remat
 
     def test_unknown_preset_lists_the_known_ones(self):
         with pytest.raises(ValueError, match=r"dit_s_2.*dit_xl_8.*='dit_xxl_2'"):
@@ -210,11 +215,12 @@ def test_compiled_with_an_unknown_batch_size():
 
 def test_saved_and_loaded_without_custom_objects(tmp_path):
     backbone = randomized(
-        dit(mlp_ratio=3, num_classes=10, qk_norm=True, dropout=0.1, seed=3)
+        dit(mlp_ratio=3, num_classes=10, qk_norm=True, dropout=0.1, seed=3, remat=True)
     )
     backbone.save(tmp_path / "dit.keras")
     loaded = keras.saving.load_model(tmp_path / "dit.keras")
     assert loaded.get_config() == backbone.get_config()
+    assert loaded.remat
     arguments = inputs(num_classes=10)
     np.testing.assert_allclose(
         output(loaded, arguments), output(backbone, arguments), atol=1e-6
@@ -265,6 +271,61 @@ class TestDropout:
         assert np.abs(ops.convert_to_numpy(g) - output(backbone, inputs())).max() > 0.1
 
 
+class TestRemat:
+    def trained(self, accumulation_steps=1, **arguments):
+        """Losses, and all variables, of two training steps."""
+        backbone = randomized(dit(**arguments))
+        model = keras_imm.IMM(backbone, accumulation_steps=accumulation_steps)
+        model.compile(keras.optimizers.SGD(1.0))
+        x, *_ = inputs(8)
+        losses = [float(model.train_on_batch(x)) for _ in range(2)]
+        return losses, [ops.convert_to_numpy(v) for v in model.variables]
+
+    @pytest.mark.parametrize(("dropout", "steps"), [(0.0, 1), (0.3, 2)])
+    def test_training_is_the_same(self, dropout, steps):
+        expected_losses, expected = self.trained(steps, dropout=dropout)
+        losses, variables = self.trained(steps, dropout=dropout, remat=True)
+        np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+        # Weights, and the states of the random streams.
+        for one, other in zip(variables, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=3e-5)
+
+    def test_blocks_run_again_in_the_backward_pass(self, backend):
+        x, c_t, c_s = inputs()
+
+        def products(remat):
+            """How often a block, or its GELU, is in the gradient."""
+            backbone = randomized(dit(dropout=0.3, remat=remat))
+            calls = []
+            for block in backbone.blocks:
+                call = block.call
+                block.call = lambda *a, call=call, **k: calls.append(a) or call(*a, **k)
+
+            def loss(x):
+                return ops.sum(backbone([x, c_t, c_s], training=True))
+
+            if backend != "jax":
+                value_and_gradient(loss, x)
+                return len(calls)
+            import jax  # calls a block once, to trace it
+
+            return str(jax.make_jaxpr(jax.grad(loss))(x)).count("tanh")
+
+        assert products(remat=True) == 2 * products(remat=False) > 0
+
+    def test_weights_are_those_without(self, tmp_path):
+        backbone, rematerialized = randomized(dit()), dit(remat=True)
+        rematerialized.build()
+        backbone.save_weights(tmp_path / "dit.weights.h5")
+        rematerialized.load_weights(tmp_path / "dit.weights.h5")
+        for training in (False, True):
+            np.testing.assert_allclose(
+                output(rematerialized, inputs(), training=training),
+                output(backbone, inputs(), training=training),
+                atol=1e-6,
+            )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -284,6 +345,7 @@ class TestDropout:
         ({"qk_norm": "yes"}, "`qk_norm` must be True or False.*='yes'"),
         ({"dropout": 1.0}, r"`dropout` must be a number in \[0, 1\).*=1.0"),
         ({"dropout": -0.1}, r"`dropout` must be a number in \[0, 1\).*=-0.1"),
+        ({"remat": 1}, "`remat` must be True or False.*=1"),
         ({"seed": None}, "`seed` must be an integer of at least 0.*=None"),
     ],
 )
