@@ -32,9 +32,6 @@ flags.DEFINE_enum("variant", None, VARIANTS, "Measure this one in this process."
 
 def measure(variant):
     """Peak memory of this process after two steps, in MiB."""
-    import keras
-    import numpy as np
-
     import keras_imm
 
     class TargetInside(keras_imm.IMM):
@@ -49,26 +46,39 @@ def measure(variant):
             return self.objective.loss(flow_map, particles, y_target)
 
     kind = TargetInside if variant == "inside" else keras_imm.IMM
-    backbone = keras_imm.backbones.DiT(
+    return peak_after_steps(kind(backbone()), 0 if variant == "no step" else 2)
+
+
+def backbone(**options):
+    import keras_imm
+
+    return keras_imm.backbones.DiT(
         image_shape=(32, 32, 4),
         hidden_size=FLAGS.hidden_size,
         depth=FLAGS.depth,
         num_heads=4,
+        **options,
     )
-    model = kind(backbone)
+
+
+def peak_after_steps(model, steps):
+    """Peak memory of this process after training steps, in MiB."""
+    import keras
+    import numpy as np
+
     model.compile(keras.optimizers.Adam(1e-4, use_ema=True))
     shape = (FLAGS.batch_size, 32, 32, 4)
     images = np.random.default_rng(0).normal(0, 0.5, shape).astype("float32")
-    if variant != "no step":
-        for _ in range(2):
-            model.train_on_batch(images)
+    for _ in range(steps):
+        model.train_on_batch(images)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def run(backend, variant):
+def run(backend, variant, script=__file__):
+    """What `script` measures of a variant, in a process of its own."""
     command = [
         sys.executable,
-        pathlib.Path(__file__).resolve(),
+        pathlib.Path(script).resolve(),
         f"--variant={variant}",
         f"--hidden_size={FLAGS.hidden_size}",
         f"--depth={FLAGS.depth}",
@@ -81,15 +91,20 @@ def run(backend, variant):
     return float(output.split()[-1])
 
 
-def main(_):
-    if FLAGS.variant:
-        print(measure(FLAGS.variant))
-        return
-    print(
+def setting():
+    """What was measured, and where."""
+    return (
         f"DiT, hidden {FLAGS.hidden_size}, depth {FLAGS.depth}, patch 2, 32x32x4, "
         f"batch {FLAGS.batch_size}; {platform.processor() or platform.machine()}, "
         f"{os.cpu_count()} cores. Peak MiB:\n"
     )
+
+
+def main(_):
+    if FLAGS.variant:
+        print(measure(FLAGS.variant))
+        return
+    print(setting())
     print("| backend | no step | target outside | target inside | saved |")
     print("|---|---|---|---|---|", flush=True)
     results = {}
