@@ -22,9 +22,9 @@ def split_inputs(
     """Names the inputs of a backbone, after checking them.
 
     Args:
-        inputs: `[x, c_t, c_s]`, then labels if `num_classes` is above 0, then
-            augmentation labels if `augmentation_dim` is above 0. What is left out at
-            the end is None.
+        inputs: `[x, c_t, c_s, labels, augmentation_labels]`. What is left out at the
+            end is None; labels are None where `num_classes` is 0. The fifth may be
+            there only where `augmentation_dim` is above 0.
         image_shape: Shape that a sample must have.
         num_classes: Number of labels; 0 for none.
         augmentation_dim: Number of augmentation labels; 0 for none.
@@ -33,8 +33,8 @@ def split_inputs(
         An `Inputs`.
 
     Raises:
-        ValueError: If there are too few or too many inputs, if `x` has another shape,
-            or if labels are given or missing against `num_classes`.
+        ValueError: If there are too few or too many inputs, if one of them has another
+            shape, or if labels are given or missing against `num_classes`.
     """
     most = 5 if augmentation_dim > 0 else 4
     if not 3 <= len(inputs) <= most:
@@ -59,5 +59,19 @@ def split_inputs(
             "`labels` must be given, because num_classes="
             f"{num_classes}; the null label is {num_classes}. "
             "Received: labels=None"
+        )
+    for name, value in (("c_t", c_t), ("c_s", c_s), ("labels", labels)):
+        if value is not None and len(value.shape) != 1:
+            raise ValueError(
+                f"`{name}` must have shape (batch,). "
+                f"Received: {name}.shape={tuple(value.shape)}"
+            )
+    if augmentation_labels is not None and tuple(augmentation_labels.shape[1:]) != (
+        augmentation_dim,
+    ):
+        raise ValueError(
+            f"`augmentation_labels` must have shape (batch, {augmentation_dim}). "
+            "Received: augmentation_labels.shape="
+            f"{tuple(augmentation_labels.shape)}"
         )
     return Inputs(x, c_t, c_s, labels, augmentation_labels)

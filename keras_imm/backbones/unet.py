@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_imm.backbones.inputs import split_inputs
@@ -17,6 +18,7 @@ from keras_imm.layers.resampling import (
 from keras_imm.layers.unet_block import (
     SKIP_SCALE,
     UNetBlock,
+    check_channels,
     convolution,
     group_norm,
 )
@@ -60,8 +62,9 @@ class UNet(keras.Model):
         image_shape: Three positive integers: height, width and channels. Height and
             width are multiples of 2 to the number of levels less one.
             Defaults to (32, 32, 3).
-        model_channels: Integer, at least 4. Channels of the first level.
-            Defaults to 128.
+        model_channels: Integer. Channels of the first convolution: a multiple of 4;
+            where blocks have more than 128 channels, such that these are multiples
+            of 32. Defaults to 128.
         channel_mult: Positive integers, one per level: its channels over
             `model_channels`. Defaults to (2, 2, 2).
         num_blocks: Integer, at least 1. Residual blocks per level of the encoder; the
@@ -76,8 +79,9 @@ class UNet(keras.Model):
             the image's features). Defaults to "standard".
         decoder_type: "standard" or "skip" (every level adds to an image that is
             upsampled from level to level). Defaults to "standard".
-        resample_filter: Symmetric numbers of even length: the filter along one axis.
-            [1, 1] for DDPM++, [1, 3, 3, 1] for NCSN++. Defaults to (1, 1).
+        resample_filter: Positive numbers, symmetric and of even length: the filter
+            along one axis. [1, 1] for DDPM++, [1, 3, 3, 1] for NCSN++.
+            Defaults to (1, 1).
         channel_mult_noise: Positive integer. Features of a time over
             `model_channels`: 1 for DDPM++, 2 for NCSN++. Defaults to 1.
         channel_mult_embedding: Positive integer. Width of the embedding over
@@ -116,8 +120,9 @@ class UNet(keras.Model):
 
     Raises:
         ValueError: If an argument is out of its range, if the image cannot be halved
-            once per level, if `x` has another shape than `image_shape`, or if labels
-            are given or missing against `num_classes`.
+            once per level, if the channels of a block do not split into groups, if an
+            input has another shape, or if labels are given or missing against
+            `num_classes`.
 
     Example:
 
@@ -186,6 +191,9 @@ class UNet(keras.Model):
                     f"`channel_mult` has {len(channel_mult)} levels. "
                     f"Received: image_shape={image_shape!r}"
                 )
+        received = f"model_channels={model_channels!r}, channel_mult={channel_mult!r}"
+        for channels in _block_channels(model_channels, channel_mult, num_blocks):
+            check_channels("Every block", channels, received)
         super().__init__(autocast=False, **kwargs)
         self.image_shape = tuple(image_shape)
         self.model_channels = int(model_channels)
@@ -427,6 +435,8 @@ class UNet(keras.Model):
         """What the blocks are told, `(batch, embedding width)`."""
         features = self.t_features(c_t)
         if self.label_dense is not None:
+            # The null label is the vector of zeros.
+            labels = ops.cast(labels, "int32")
             one_hot = ops.one_hot(labels, self.num_classes + 1, dtype=self.output_dtype)
             one_hot = one_hot[:, : self.num_classes] * self.num_classes**0.5
             if self.label_generator is not None and training:
@@ -510,11 +520,29 @@ def _takes_skip(block: UNetBlock) -> bool:
     return "_block" in block.name
 
 
+def _block_channels(model_channels, channel_mult, num_blocks) -> list[int]:
+    """All numbers of channels that blocks take or give."""
+    widths = [multiple * model_channels for multiple in channel_mult]
+    skips = [model_channels]
+    for level, width in enumerate(widths):
+        skips += widths[level - 1 : level] + num_blocks * [width]
+    h, channels = widths[-1], [*skips]
+    for width in reversed(widths):
+        for _ in range(num_blocks + 1):
+            channels.append(h + skips.pop())
+            h = width
+    return channels
+
+
 def _check_integers(name: str, value, shortest: int) -> None:
     """Raises ValueError unless `value` is a list of positive integers."""
-    if not isinstance(value, (tuple, list)) or len(value) < shortest:
+    is_list = isinstance(value, (tuple, list)) and len(value) >= shortest
+    if not is_list or not all(
+        isinstance(element, (int, np.integer))
+        and not isinstance(element, bool)
+        and element > 0
+        for element in value
+    ):
         raise ValueError(
             f"`{name}` must be a list of positive integers. Received: {name}={value!r}"
         )
-    for element in value:
-        check_integer(name, element, at_least=1)

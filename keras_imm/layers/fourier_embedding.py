@@ -48,7 +48,7 @@ class FourierEmbedding(SinusoidalFeatures):
         check_integer("seed", seed, at_least=0)
         super().__init__(embedding_dim, **kwargs)
         self.scale = scale
-        self.seed = seed
+        self.seed = int(seed)
 
     def make_frequencies(self, half: int) -> np.ndarray:
         normal = np.random.default_rng(self.seed).standard_normal(half)

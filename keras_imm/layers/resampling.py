@@ -1,18 +1,20 @@
 """Halving and doubling the resolution of images with a separable filter."""
 
+import math
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 
 def check_resample_filter(name: str, value) -> None:
-    """Raises ValueError unless `value` is a symmetric list of even length."""
+    """Raises ValueError unless `value` is a filter that `downsample` takes."""
     is_list = isinstance(value, (tuple, list)) and len(value) > 0
     if (
         not is_list
         or len(value) % 2
+        or not all(_is_positive(tap) for tap in value)
         or list(value) != list(reversed(value))
-        or not all(isinstance(tap, (int, float)) and tap > 0 for tap in value)
     ):
         raise ValueError(
             f"`{name}` must be a symmetric list of an even number of positive numbers, "
@@ -20,13 +22,18 @@ def check_resample_filter(name: str, value) -> None:
         )
 
 
+def _is_positive(tap) -> bool:
+    is_number = isinstance(tap, (int, float, np.integer, np.floating))
+    return is_number and not isinstance(tap, bool) and 0 < tap < math.inf
+
+
 def downsample(x: Any, resample_filter: tuple[float, ...] = (1, 1)) -> Any:
     """Halves height and width: filter along both, then keep every other pixel.
 
     Args:
         x: Tensor of shape `(batch, height, width, channels)`, with even sides.
-        resample_filter: Symmetric numbers of even length n, scaled here to the sum 1.
-            `[1, 1]` is the mean of 2x2 pixels. Beyond the border is zero.
+        resample_filter: Positive numbers, symmetric and of even length n, scaled here
+            to the sum 1. `[1, 1]` is the mean of 2x2 pixels. Beyond the border is zero.
 
     Returns:
         A tensor of shape `(batch, height / 2, width / 2, channels)`.
@@ -52,8 +59,8 @@ def upsample(x: Any, resample_filter: tuple[float, ...] = (1, 1)) -> Any:
 
     Args:
         x: Tensor of shape `(batch, height, width, channels)`.
-        resample_filter: Symmetric numbers of even length, scaled here to the sum 2.
-            `[1, 1]` repeats each pixel 2x2 times. Beyond the border is zero.
+        resample_filter: Positive numbers, symmetric and of even length, scaled here to
+            the sum 2. `[1, 1]` repeats each pixel 2x2 times. Beyond the border is zero.
 
     Returns:
         A tensor of shape `(batch, 2 height, 2 width, channels)`.

@@ -25,7 +25,7 @@ class SinusoidalFeatures(keras.layers.Layer):
                 f"Received: embedding_dim={embedding_dim}"
             )
         super().__init__(autocast=False, **kwargs)
-        self.embedding_dim = embedding_dim
+        self.embedding_dim = int(embedding_dim)
         self.time_dtype = "float64" if self.compute_dtype == "float64" else "float32"
 
     def make_frequencies(self, half: int) -> np.ndarray:

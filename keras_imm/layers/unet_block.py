@@ -22,8 +22,24 @@ SKIP_SCALE = math.sqrt(0.5)
 def group_norm(channels: int, dtype: Any, name: str) -> keras.layers.Layer:
     """Group normalization with up to 32 groups of at least 4 channels."""
     return keras.layers.GroupNormalization(
-        groups=min(32, channels // 4), epsilon=1e-6, axis=-1, dtype=dtype, name=name
+        groups=_num_groups(channels), epsilon=1e-6, axis=-1, dtype=dtype, name=name
     )
+
+
+def check_channels(what: str, channels: int, received: str) -> None:
+    """Raises ValueError unless the channels split into the groups of `group_norm`.
+
+    `what` has them, because of the arguments that `received` shows.
+    """
+    if channels < 4 or channels % 4 or channels % _num_groups(channels):
+        raise ValueError(
+            f"{what} must have channels that split into groups: a multiple of 4 up to "
+            f"128, a multiple of 32 above. Received: {received}, so {channels} channels"
+        )
+
+
+def _num_groups(channels: int) -> int:
+    return min(32, channels // 4)
 
 
 def convolution(
@@ -65,9 +81,11 @@ class UNetBlock(keras.layers.Layer):
     weights near zero.
 
     Args:
-        filters: Integer, at least 4. Number of output channels.
+        filters: Integer. Number of output channels: a multiple of 4 up to 128, a
+            multiple of 32 above.
         resample: None, "down" (half the resolution) or "up" (double).
-        resample_filter: Symmetric numbers of even length. Defaults to (1, 1).
+        resample_filter: Positive numbers, symmetric and of even length: the filter
+            along one axis. Defaults to (1, 1).
         attention: Boolean. Whether self-attention with one head follows.
         dropout: Float in [0, 1). Dropout rate before the second convolution.
             Defaults to 0.
@@ -75,7 +93,8 @@ class UNetBlock(keras.layers.Layer):
         **kwargs: Other arguments of `keras.layers.Layer`, such as `name`, `dtype`.
 
     Call arguments:
-        x: Tensor of shape `(batch, height, width, channels)`, with at least 4 channels.
+        x: Tensor of shape `(batch, height, width, channels)`; for its channels holds
+            what holds for `filters`.
         embedding: Tensor of shape `(batch, embedding_dim)`: the embedding of times and
             labels.
         training: Boolean. Whether dropout is active.
@@ -84,7 +103,8 @@ class UNetBlock(keras.layers.Layer):
         A tensor of shape `(batch, height', width', filters)` in the compute dtype.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of its range, if the channels of `x` do not
+            split into groups, or if an odd height or width is to be halved.
 
     Example:
 
@@ -110,6 +130,7 @@ class UNetBlock(keras.layers.Layer):
         **kwargs,
     ):
         check_integer("filters", filters, at_least=4)
+        check_channels("`filters`", filters, f"filters={filters!r}")
         if resample is not None:
             check_choice("resample", resample, ("down", "up"))
         check_resample_filter("resample_filter", resample_filter)
@@ -117,18 +138,23 @@ class UNetBlock(keras.layers.Layer):
         check_rate("dropout", dropout)
         check_integer("seed", seed, at_least=0)
         super().__init__(**kwargs)
-        self.filters = filters
+        self.filters = int(filters)
         self.resample = resample
         self.resample_filter = tuple(resample_filter)
         self.attention = attention
         self.dropout = dropout
-        self.seed = seed
+        self.seed = int(seed)
 
     def build(self, x_shape, embedding_shape) -> None:
         policy, channels = self.dtype_policy, x_shape[-1]
-        factor = {None: 1, "down": 0.5, "up": 2}[self.resample]
-        height, width = (int(factor * side) for side in x_shape[1:3])
-        output_shape = (None, height, width, self.filters)
+        check_channels("`x`", channels, f"x.shape={tuple(x_shape)}")
+        if self.resample == "down" and (x_shape[1] % 2 or x_shape[2] % 2):
+            raise ValueError(
+                "`x` must have an even height and width, because resample='down'. "
+                f"Received: x.shape={tuple(x_shape)}"
+            )
+        output_shape = self.compute_output_shape(x_shape, embedding_shape)
+        _, height, width, _ = output_shape
 
         self.input_norm = group_norm(channels, policy, "input_norm")
         self.input_norm.build(x_shape)
@@ -193,9 +219,12 @@ class UNetBlock(keras.layers.Layer):
         return x
 
     def compute_output_shape(self, x_shape, embedding_shape) -> tuple:
-        factor = {None: 1, "down": 0.5, "up": 2}[self.resample]
-        height, width = (int(factor * side) for side in x_shape[1:3])
-        return (x_shape[0], height, width, self.filters)
+        batch, height, width, _ = x_shape
+        if self.resample == "down":
+            height, width = height // 2, width // 2
+        elif self.resample == "up":
+            height, width = 2 * height, 2 * width
+        return (batch, height, width, self.filters)
 
     def get_config(self) -> dict:
         config = super().get_config()
