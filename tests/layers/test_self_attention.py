@@ -75,6 +75,29 @@ def test_qkv_is_xavier_over_the_fused_kernel():
     assert 0.98 * limit < largest <= limit
 
 
+def test_initializers_are_those_given():
+    """As the U-Net gives them: a fifth of the variance, and nearly none."""
+    keras.utils.set_random_seed(0)
+    uniform = keras.initializers.VarianceScaling(0.2, "fan_avg", "uniform")
+    layer = SelfAttention(
+        1, qkv_initializer=uniform, projection_initializer=keras.initializers.Zeros()
+    )
+    layer.build((None, 7, 64))
+    limit = np.sqrt(0.2) * np.sqrt(6 / (64 + 3 * 64))
+    assert 0.98 * limit < np.abs(weight(layer.qkv.kernel)).max() <= limit
+    assert not weight(layer.projection.kernel).any()
+    restored = SelfAttention.from_config(layer.get_config())
+    assert restored.qkv_initializer.get_config() == uniform.get_config()
+    assert isinstance(restored.projection_initializer, keras.initializers.Zeros)
+
+
+def test_initializers_may_be_names():
+    layer = SelfAttention(2, qkv_initializer="ones", projection_initializer="zeros")
+    layer.build((None, 7, 8))
+    assert (weight(layer.qkv.kernel) == 1).all()
+    assert not weight(layer.projection.kernel).any()
+
+
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match=r"`num_heads` must divide.*is 64.*=3"):
         SelfAttention(3).build((None, 7, 64))
@@ -85,6 +108,8 @@ def test_heads_must_divide_the_width():
     [
         ({"num_heads": 0}, "`num_heads` must be an integer of at least 1.*=0"),
         ({"num_heads": 2, "qk_norm": 1}, "`qk_norm` must be True or False.*=1"),
+        ({"num_heads": 2, "qkv_initializer": "xavier"}, "initializer.*xavier"),
+        ({"num_heads": 2, "projection_initializer": 3}, "initializer.*3"),
     ],
 )
 def test_wrong_arguments(arguments, message):

@@ -6,10 +6,15 @@ from keras_imm import layers
 EXAMPLES = [
     layers.DiTBlock(2, mlp_ratio=3, qk_norm=True, dropout=0.1, seed=7),
     layers.FinalLayer((8, 6, 3), 2),
+    layers.FourierEmbedding(16, scale=2.0, seed=3, dtype="mixed_bfloat16"),
     layers.PatchEmbedding(4, 16),
+    layers.PositionalEmbedding(16, max_period=100.0),
     layers.SelfAttention(2, qk_norm=True, dtype="mixed_bfloat16"),
     layers.SinCosPositionEmbedding((4, 3)),
     layers.TimestepEmbedding(16, frequency_dim=64, max_period=100.0),
+    layers.UNetBlock(
+        8, "down", (1, 3, 3, 1), attention=True, dropout=0.1, seed=5, dtype="float16"
+    ),
 ]
 
 
