@@ -7,14 +7,14 @@ import keras
 import numpy as np
 import pytest
 
-import keras_imm
 from keras_imm import samplers
-from keras_imm.checkpoints.published_weights import assign_dit
+from keras_imm.checkpoints.official import build_model
+from keras_imm.checkpoints.published_weights import assign_dit, assign_unet
 
-GOLDEN = sorted((pathlib.Path(__file__).parent / "data/golden").glob("dit_*.npz"))
-SCHEDULES = {"fm": "flow_matching", "vp_cosine": "cosine"}
-SECOND_TIMES = {"identity": "s", "stride": "stride"}
+GOLDEN = sorted((pathlib.Path(__file__).parent / "data/golden").glob("*.npz"))
 GUIDANCE = 1.5
+# Of the network's output and the flow map, and of samples.
+TOLERANCES = {"DiT": (1e-5, 1e-5), "SongUNet": (3e-5, 1e-4)}
 
 
 def channels_last(x):
@@ -24,37 +24,28 @@ def channels_last(x):
 def load(path, policy=None):
     """The file's arrays and an IMM with its settings and weights."""
     arrays = dict(np.load(path))
-    config = json.loads(str(arrays["config_json"]))
-    side, channels = config["img_resolution"], config["img_channels"]
-    backbone = keras_imm.backbones.DiT(
-        image_shape=(side, side, channels),
-        patch_size=config["patch_size"],
-        hidden_size=config["hidden_size"],
-        depth=config["depth"],
-        num_heads=config["num_heads"],
-        num_classes=config["num_classes"],
-        dtype=policy,
-    )
-    model = keras_imm.IMM(
-        backbone,
-        schedule=SCHEDULES[config["noise_schedule"]],
-        parameterization=config["f_type"],
-        second_time=SECOND_TIMES[config["temb_type"]],
-        time_scale=config["time_scale"],
-        sigma_data=config["sigma_data"],
-        min_time=config["eps"],
-        max_time=config["T"],
-    )
     prefix = "weight/"
-    assign_dit(
-        backbone,
-        {
-            name.removeprefix(prefix): value
-            for name, value in arrays.items()
-            if name.startswith(prefix)
-        },
-    )
+    weights = {
+        name.removeprefix(prefix): value
+        for name, value in arrays.items()
+        if name.startswith(prefix)
+    }
+    arguments = json.loads(str(arrays["config_json"]))
+    model = build_model(arguments, weights, dtype=policy)
+    is_dit = arguments["model_type"] == "DiT"
+    (assign_dit if is_dit else assign_unet)(model.backbone, weights)
+    arrays["tolerance"], arrays["sample_tolerance"] = TOLERANCES[
+        arguments["model_type"]
+    ]
     return arrays, model
+
+
+def labels_of(arrays, model):
+    return arrays["labels"] if model.num_classes else None
+
+
+def guidance_of(model):
+    return GUIDANCE if model.num_classes else None
 
 
 @pytest.fixture(scope="module", params=GOLDEN, ids=lambda path: path.stem)
@@ -62,19 +53,49 @@ def golden(request):
     return load(request.param)
 
 
-def test_there_are_four_golden_files():
-    assert len(GOLDEN) == 4
+@pytest.fixture
+def conditional(golden):
+    """The golden networks that take labels."""
+    if not golden[1].num_classes:
+        pytest.skip("this network has no labels to be guided by")
+    return golden
+
+
+def test_there_are_six_golden_files():
+    assert len(GOLDEN) == 6
+
+
+def test_network_output(golden):
+    arrays, model = golden
+    x, t, s = channels_last(arrays["x"]), arrays["t"], arrays["s"]
+    alpha, sigma = (
+        (np.cos(np.pi * t / 2), np.sin(np.pi * t / 2))
+        if type(model.schedule).__name__ == "Cosine"
+        else (1 - t, t)
+    )
+    scaled = x / (0.5 * np.sqrt(alpha**2 + sigma**2))[:, None, None, None]
+    second = t - s if model.second_time == "stride" else s
+    inputs = [scaled, model.time_scale * t, model.time_scale * second]
+    inputs = [value.astype("float32") for value in inputs]
+    if model.num_classes:
+        inputs.append(arrays["labels"])
+    g = model.backbone(inputs)
+    g = keras.ops.convert_to_numpy(keras.ops.stop_gradient(g))
+    expected = channels_last(arrays["network_output"])
+    np.testing.assert_allclose(g, expected, atol=arrays["tolerance"])
 
 
 def test_flow_map(golden):
     arrays, model = golden
     x, t, s = channels_last(arrays["x"]), arrays["t"], arrays["s"]
-    out = model.flow_map(x, t.astype("float32"), s.astype("float32"), arrays["labels"])
-    np.testing.assert_allclose(out, channels_last(arrays["flow_map"]), atol=1e-5)
+    labels = labels_of(arrays, model)
+    out = model.flow_map(x, t.astype("float32"), s.astype("float32"), labels)
+    expected = channels_last(arrays["flow_map"])
+    np.testing.assert_allclose(out, expected, atol=arrays["tolerance"])
 
 
-def test_call_is_the_flow_map_with_raw_weights(golden):
-    arrays, model = golden
+def test_call_is_the_flow_map_with_raw_weights(conditional):
+    arrays, model = conditional
     x = channels_last(arrays["x"])
     t, s = float(arrays["cfg_t"]), float(arrays["cfg_s"])
     out = model(x, t, s, labels=arrays["labels"], guidance_scale=arrays["cfg_scale"])
@@ -82,16 +103,16 @@ def test_call_is_the_flow_map_with_raw_weights(golden):
     np.testing.assert_allclose(out, channels_last(arrays["flow_map_cfg"]), atol=1e-5)
 
 
-def test_unconditional_flow_map(golden):
-    arrays, model = golden
+def test_unconditional_flow_map(conditional):
+    arrays, model = conditional
     x, t, s = channels_last(arrays["x"]), arrays["t"], arrays["s"]
     out = model.flow_map(x, t.astype("float32"), s.astype("float32"))
     expected = channels_last(arrays["flow_map_unconditional"])
     np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
-def test_guided_flow_map(golden):
-    arrays, model = golden
+def test_guided_flow_map(conditional):
+    arrays, model = conditional
     out = model.flow_map(
         channels_last(arrays["x"]),
         float(arrays["cfg_t"]),
@@ -120,28 +141,31 @@ def test_pushforward(golden, name, num_steps, time_grid):
     )
     np.testing.assert_allclose(times, arrays[f"times_{name}"], atol=1e-6)
     images = model.generate(
-        labels=arrays["labels"],
+        labels=labels_of(arrays, model),
+        num_samples=4,
         num_steps=num_steps,
-        guidance_scale=GUIDANCE,
+        guidance_scale=guidance_of(model),
         time_grid=time_grid,
         noise=channels_last(arrays["latents"]) / model.sigma_data,
     )
     expected = channels_last(arrays[f"pushforward_{name}"])
-    np.testing.assert_allclose(images, expected, atol=1e-5)
+    np.testing.assert_allclose(images, expected, atol=arrays["sample_tolerance"])
 
 
 def test_restart(golden):
     arrays, model = golden
     noise = channels_last(arrays["restart_noise"]).astype("float32")
     images = samplers.restart(
-        lambda x, t, s: model.flow_map(x, t, s, arrays["labels"], GUIDANCE),
+        lambda x, t, s: model.flow_map(
+            x, t, s, labels_of(arrays, model), guidance_of(model)
+        ),
         channels_last(arrays["latents"]),
         np.append(arrays["times_restart_uniform_3"], model.min_time),
         model.schedule,
         lambda i: keras.ops.convert_to_tensor(noise[i]),
     )
     expected = channels_last(arrays["restart_uniform_3"])
-    np.testing.assert_allclose(images, expected, atol=1e-5)
+    np.testing.assert_allclose(images, expected, atol=arrays["sample_tolerance"])
 
 
 @pytest.mark.parametrize(
@@ -154,7 +178,8 @@ def test_half_precision(path, policy, tolerance):
     # Times near 1000 in half precision would be wrong by up to 4 (bfloat16).
     arrays, model = load(path, policy)
     x, t, s = channels_last(arrays["x"]), arrays["t"], arrays["s"]
-    out = model.flow_map(x, t.astype("float32"), s.astype("float32"), arrays["labels"])
+    labels = labels_of(arrays, model)
+    out = model.flow_map(x, t.astype("float32"), s.astype("float32"), labels)
     assert keras.backend.standardize_dtype(out.dtype) == "float32"
     expected = channels_last(arrays["flow_map"])
     np.testing.assert_allclose(out, expected, atol=tolerance)
