@@ -66,7 +66,9 @@ class DiT(keras.Model):
         remat: Boolean. Whether a training step keeps only the inputs of the blocks
             and computes the rest again in the backward pass, for less memory and
             one more pass through the blocks. Outputs, gradients and weights are the
-            same, and nothing changes outside training. Defaults to False.
+            same, and nothing changes outside training. Under JAX on a CPU it needs
+            `XLA_FLAGS=--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED`
+            in the environment to save memory. Defaults to False.
         **kwargs: Other arguments of `keras.Model`, such as `name` and `dtype`.
 
     Call arguments:
