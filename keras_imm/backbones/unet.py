@@ -405,10 +405,13 @@ class UNet(keras.Model):
         for block in self.encoder_blocks:
             block.build(shape, (None, width))
             shape = block.compute_output_shape(shape, (None, width))
-            if block.resample == "down" and self.encoder_type != "standard":
-                # The image itself, or the running sum of its features.
+            if block.resample == "down" and self.encoder_type == "skip":
                 next(convs).build((*shape[:3], image[-1]))
-                image = image if self.encoder_type == "skip" else shape
+            elif block.resample == "down" and self.encoder_type == "residual":
+                border = len(self.resample_filter)
+                padded = [None, image[1] + border, image[2] + border, image[3]]
+                next(convs).build(padded)
+                image = shape
             skips.append(shape)
         norms, convs = iter(self.image_norms), iter(self.image_convs)
         for block in self.decoder_blocks:
@@ -435,10 +438,7 @@ class UNet(keras.Model):
         """What the blocks are told, `(batch, embedding width)`."""
         features = self.t_features(c_t)
         if self.label_dense is not None:
-            # The null label is the vector of zeros.
-            labels = ops.cast(labels, "int32")
-            one_hot = ops.one_hot(labels, self.num_classes + 1, dtype=self.output_dtype)
-            one_hot = one_hot[:, : self.num_classes] * self.num_classes**0.5
+            one_hot = self.one_hot(labels) * self.num_classes**0.5
             if self.label_generator is not None and training:
                 one_hot = one_hot * self.label_mask(one_hot)
             features = features + ops.cast(self.label_dense(one_hot), features.dtype)
@@ -448,6 +448,15 @@ class UNet(keras.Model):
         t = self.t_output(self.t_hidden(features))
         s = self.s_output(self.s_hidden(self.s_features(c_s)))
         return ops.silu(t + s)
+
+    def one_hot(self, labels) -> Any:
+        """Rows of the unit matrix, `(batch, num_classes)`; zeros for the null label.
+
+        A comparison, because torch cannot trace the `ops.one_hot` of Keras.
+        """
+        labels = ops.expand_dims(ops.cast(labels, "int32"), -1)
+        classes = ops.arange(self.num_classes, dtype="int32")
+        return ops.cast(ops.equal(labels, classes), self.output_dtype)
 
     def label_mask(self, one_hot) -> Any:
         """Zero, with probability `label_dropout`, else one: `(batch, 1)`."""
