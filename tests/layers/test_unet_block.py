@@ -85,10 +85,10 @@ def test_published_initialisation():
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_half_precision(policy):
-    layer = block(16, attention=True, dtype=policy)
+    layer = block(16, resample="down", attention=True, dtype=policy)
     result = layer(X, EMBEDDING)
     assert dtype_of(result) == policy.removeprefix("mixed_")
-    expected = unet_formulas.block(X, EMBEDDING, layer, attends=True)
+    expected = unet_formulas.block(X, EMBEDDING, layer, resample="down", attends=True)
     difference = np.linalg.norm(
         ops.convert_to_numpy(ops.cast(result, "float32")) - expected
     )
