@@ -41,7 +41,7 @@ def measure(variant):
             return particles.x_r
 
         def compute_objective(self, particles, y_target, training):
-            flow_map = self._flow_map(training)
+            flow_map = self._flow_map(training, particles)
             y_target = self.objective.target(flow_map, particles)
             return self.objective.loss(flow_map, particles, y_target)
 

@@ -49,7 +49,10 @@ class IMM(Generation, trainers.get(), keras.Model):
             `backbone([x, c_t, c_s, labels])` where it has an attribute `num_classes`
             above 0. x is (batch, ...), c_t and c_s are (batch,) times multiplied by
             `time_scale`, labels are (batch,) integers in [0, num_classes], where
-            num_classes is the null label. It returns G, of the shape of x. Under a
+            num_classes is the null label. Where it has an attribute
+            `augmentation_dim` above 0 the last of its inputs, after the labels or
+            None, are (batch, augmentation_dim) augmentation labels, zeros unless
+            there is an `augmentation`. It returns G, of the shape of x. Under a
             half-precision policy Keras rounds what a layer is given: make the layer
             with `autocast=False`, as `DiT` is, to see the times in float32.
         schedule: "flow_matching", "cosine" or a `keras_imm.schedules.Schedule`.
@@ -75,6 +78,10 @@ class IMM(Generation, trainers.get(), keras.Model):
         drop_target_labels: Whether a dropped label is dropped in both passes, as in
             Algorithm 3, or in the pass with gradient alone.
         seed: Integer that starts the model's one random stream.
+        augmentation: Layer called as `x, augmentation_labels = augmentation(x,
+            training=True)` on every batch of training data, such as
+            `keras_imm.augmentation.EDMAugmentation`. The backbone is told the labels
+            in both passes; zeros, in sampling, stand for data as they are.
         **kwargs: `name` and other arguments of `keras.Model`.
 
     Call arguments:
@@ -85,6 +92,8 @@ class IMM(Generation, trainers.get(), keras.Model):
             label.
         guidance_scale: Weight of classifier-free guidance (Eq. 14), or None for 1.
         training: Whether the backbone's dropout is on.
+        augmentation_labels: Floats of shape (batch, augmentation_dim), for a backbone
+            that takes them. Default: zeros.
 
     Returns:
         Samples at time s, the shape of x_t, in float32 or the wider dtype of x_t.
@@ -126,6 +135,7 @@ class IMM(Generation, trainers.get(), keras.Model):
         label_dropout: float = 0.1,
         drop_target_labels: bool = True,
         seed: int = 0,
+        augmentation: keras.layers.Layer | None = None,
         **kwargs: Any,
     ):
         check_instance("backbone", backbone, keras.layers.Layer)
@@ -135,6 +145,16 @@ class IMM(Generation, trainers.get(), keras.Model):
         check_integer("seed", seed, at_least=0)
         check_fraction("label_dropout", label_dropout)
         num_classes = int(getattr(backbone, "num_classes", 0) or 0)
+        augmentation_dim = int(getattr(backbone, "augmentation_dim", 0) or 0)
+        if augmentation is not None:
+            check_instance("augmentation", augmentation, keras.layers.Layer)
+            if not augmentation_dim:
+                raise ValueError(
+                    "`augmentation` needs a backbone with `augmentation_dim` above 0, "
+                    "which can be told what was done. Received: "
+                    f"augmentation={augmentation!r}, a {type(backbone).__name__} "
+                    "without it"
+                )
         loss = objective.MomentMatching(
             schedule,
             parameterization,
@@ -172,6 +192,8 @@ class IMM(Generation, trainers.get(), keras.Model):
         self.drop_target_labels = drop_target_labels
         self.seed = int(seed)
         self.num_classes = num_classes
+        self.augmentation = augmentation
+        self.augmentation_dim = augmentation_dim
         self.data_shape = _known_data_shape(backbone)
         self.seed_generator = keras.random.SeedGenerator(mix_seeds(self.seed))
         self._compiled_flow_map = None
@@ -190,6 +212,10 @@ class IMM(Generation, trainers.get(), keras.Model):
             inputs += [keras.KerasTensor((None,), "float32")] * 2
             if self.num_classes:
                 inputs.append(keras.KerasTensor((None,), "int32"))
+            if self.augmentation_dim:
+                inputs += [None] * (4 - len(inputs))
+                shape = (None, self.augmentation_dim)
+                inputs.append(keras.KerasTensor(shape, "float32"))
             self.backbone(inputs)
         self.built = True
         self._freeze()
@@ -210,12 +236,15 @@ class IMM(Generation, trainers.get(), keras.Model):
         labels: Any = None,
         guidance_scale: Any = None,
         training: bool = False,
+        augmentation_labels: Any = None,
     ) -> Any:
         x_t = at_least_float32(x_t)
         batch = ops.shape(x_t)[0]
         t = self._times(self.max_time if t is None else t, batch, x_t.dtype)
         s = self._times(self.min_time if s is None else s, batch, x_t.dtype)
-        output = self._network(x_t, t, s, labels, guidance_scale, training)
+        output = self._network(
+            x_t, t, s, labels, guidance_scale, training, augmentation_labels
+        )
         c_skip = self.parameterization.c_skip(self.schedule, s, t)
         c_out = self.parameterization.c_out(self.schedule, s, t, self.sigma_data)
         c_skip = objective.per_sample(c_skip, x_t)
@@ -223,26 +252,46 @@ class IMM(Generation, trainers.get(), keras.Model):
         return c_skip * x_t + c_out * ops.cast(output, x_t.dtype)
 
     def _network(
-        self, x_t: Any, t: Any, s: Any, labels: Any, guidance_scale: Any, training: bool
+        self,
+        x_t: Any,
+        t: Any,
+        s: Any,
+        labels: Any,
+        guidance_scale: Any,
+        training: bool,
+        augmentation_labels: Any,
     ) -> Any:
         """G, guided where there is a guidance scale (Eq. 14)."""
         norm = ops.sqrt(self.schedule.squared_norm(t)) * self.sigma_data
         x = x_t / objective.per_sample(norm, x_t)
         c_t = self.time_scale * t
         c_s = self.time_scale * (s if self.second_time == "s" else t - s)
+        told = self._augmentation_inputs(augmentation_labels, x)
         if not self.num_classes:
-            return self.backbone([x, c_t, c_s], training=training)
+            inputs = [x, c_t, c_s, None, told] if told is not None else [x, c_t, c_s]
+            return self.backbone(inputs, training=training)
         null = ops.full((ops.shape(x)[0],), self.num_classes, dtype="int32")
         labels = null if labels is None else ops.cast(labels, "int32")
+        inputs = [x, c_t, c_s, labels] + ([] if told is None else [told])
         if guidance_scale is None:
-            return self.backbone([x, c_t, c_s, labels], training=training)
+            return self.backbone(inputs, training=training)
         # Both branches in one pass.
-        x, c_t, c_s = (ops.concatenate([v, v]) for v in (x, c_t, c_s))
-        labels = ops.concatenate([labels, null])
-        output = self.backbone([x, c_t, c_s, labels], training=training)
+        unguided_inputs = [*inputs[:3], null, *inputs[4:]]
+        inputs = [
+            ops.concatenate(pair) for pair in zip(inputs, unguided_inputs, strict=True)
+        ]
+        output = self.backbone(inputs, training=training)
         guided, unguided = ops.split(output, 2)
         w = ops.cast(at_least_float32(guidance_scale), output.dtype)
         return w * guided + (1.0 - w) * unguided
+
+    def _augmentation_inputs(self, augmentation_labels: Any, x: Any) -> Any:
+        """What the backbone is told of the augmentation; None if it takes nothing."""
+        if not self.augmentation_dim:
+            return None
+        if augmentation_labels is None:
+            return ops.zeros((ops.shape(x)[0], self.augmentation_dim), dtype=x.dtype)
+        return ops.cast(augmentation_labels, x.dtype)
 
     def _times(self, times: Any, batch: Any, dtype: Any) -> Any:
         times = ops.cast(at_least_float32(times), dtype)
@@ -273,7 +322,13 @@ class IMM(Generation, trainers.get(), keras.Model):
             labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
         if training:
             check_batch_size(x.shape[0], self.group_size, self.accumulation_steps)
-        return self.objective.draw(x, labels, self.seed_generator, dropout=training)
+        told = None
+        if training and self.augmentation is not None:
+            x, told = self.augmentation(x, training=True)
+        particles = self.objective.draw(
+            x, labels, self.seed_generator, dropout=training
+        )
+        return particles._replace(augmentation_labels=told)
 
     def micro_batch(self, particles: Any, index: Any) -> Any:
         """Part `index` of `accumulation_steps` equal parts, whole groups each."""
@@ -290,14 +345,15 @@ class IMM(Generation, trainers.get(), keras.Model):
         """The target pass. The masks that dropout drew are drawn again afterwards."""
         states = [v for v in random_states(self) if v is not self.seed_generator.state]
         before = [v.value * 1 for v in states]
-        y_target = self.objective.target(self._flow_map(training), particles)
+        y_target = self.objective.target(self._flow_map(training, particles), particles)
         for state, value in zip(states, before, strict=True):
             state.assign(value)
         return y_target
 
     def compute_objective(self, particles: Any, y_target: Any, training: bool) -> Any:
         """The scalar loss of one batch."""
-        return self.objective.loss(self._flow_map(training), particles, y_target)
+        flow_map = self._flow_map(training, particles)
+        return self.objective.loss(flow_map, particles, y_target)
 
     def evaluate_objective(self, data: Any) -> Any:
         """The loss of one batch of an evaluation."""
@@ -310,8 +366,17 @@ class IMM(Generation, trainers.get(), keras.Model):
         self._loss_tracker.update_state(loss)
         return self.get_metrics_result()
 
-    def _flow_map(self, training: bool) -> objective.FlowMap:
-        return lambda x, t, s, labels: self(x, t, s, labels, training=training)
+    def _flow_map(
+        self, training: bool, particles: objective.Particles
+    ) -> objective.FlowMap:
+        return lambda x, t, s, labels: self(
+            x,
+            t,
+            s,
+            labels,
+            training=training,
+            augmentation_labels=particles.augmentation_labels,
+        )
 
     # -- Keras's methods, where IMM differs
 
@@ -424,7 +489,7 @@ class IMM(Generation, trainers.get(), keras.Model):
         """Constructor arguments, for saving."""
         config = {
             name: keras.saving.serialize_keras_object(getattr(self, name))
-            for name in ("backbone", *_PIECES)
+            for name in ("backbone", "augmentation", *_PIECES)
         }
         arguments = (
             "second_time",
@@ -451,7 +516,8 @@ class IMM(Generation, trainers.get(), keras.Model):
         config = dict(config)
         num_classes = config.pop("num_classes")
         frozen_layers = config.pop("frozen_layers")
-        for name in ("backbone", *_PIECES):
+        config.setdefault("augmentation", None)
+        for name in ("backbone", "augmentation", *_PIECES):
             config[name] = keras.saving.deserialize_keras_object(
                 config[name], custom_objects=custom_objects
             )

@@ -39,6 +39,8 @@ class Particles(NamedTuple):
         t: Times the output starts from, shape (batch,).
         labels: Integer labels of the output's pass, shape (batch,), or None.
         target_labels: Integer labels of the target's pass, shape (batch,), or None.
+        augmentation_labels: What was done to the samples, for the network alone,
+            shape (batch, augmentation labels), or None.
     """
 
     x_t: Any
@@ -48,6 +50,7 @@ class Particles(NamedTuple):
     t: Any
     labels: Any = None
     target_labels: Any = None
+    augmentation_labels: Any = None
 
 
 def sample_times(

@@ -101,7 +101,7 @@ def test_dropout_masks_are_the_same_in_both_passes(make_model, images, labels):
         losses.append(float(ops.convert_to_numpy(ops.stop_gradient(loss))))
     assert losses == [0.0, 0.0]
     # And the next step draws other masks.
-    flow_map = model._flow_map(training=True)
+    flow_map = model._flow_map(True, particles)
     a = ops.convert_to_numpy(ops.stop_gradient(flow_map(images, t, s, labels)))
     b = ops.convert_to_numpy(ops.stop_gradient(flow_map(images, t, s, labels)))
     assert np.any(a != b)
@@ -723,7 +723,7 @@ def test_config_round_trip(make_model):
     parameters = set(inspect.signature(keras_imm.IMM.__init__).parameters)
     more = {"num_classes", "frozen_layers"}  # of the backbone
     assert set(config) == parameters - {"self", "kwargs"} | {"name"} | more
-    assert set(config) == {"backbone", *arguments} | more
+    assert set(config) == {"backbone", "augmentation", *arguments} | more
     again = keras_imm.IMM.from_config(config)
     assert again.get_config() == config
     for name, value in arguments.items():
