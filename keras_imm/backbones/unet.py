@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_imm.backbones.inputs import split_inputs
+from keras_imm.backbones.inputs import Inputs, split_inputs
 from keras_imm.layers.fourier_embedding import FourierEmbedding
 from keras_imm.layers.positional_embedding import PositionalEmbedding
 from keras_imm.layers.resampling import (
@@ -426,13 +426,17 @@ class UNet(keras.Model):
         next(convs).build(shape)
 
     def call(self, inputs, training=None) -> Any:
-        x, c_t, c_s, labels, augmentation_labels = split_inputs(
-            inputs, self.image_shape, self.num_classes, self.augmentation_dim
-        )
+        x, c_t, c_s, labels, augmentation_labels = self.split_inputs(inputs)
         embedding = self.embed(c_t, c_s, labels, augmentation_labels, training)
         h, skips = self.encode(ops.cast(x, self.compute_dtype), embedding, training)
         g = self.decode(h, skips, embedding, training)
         return ops.cast(g, self.output_dtype)
+
+    def split_inputs(self, inputs) -> Inputs:
+        """Names the inputs, after checking them."""
+        return split_inputs(
+            inputs, self.image_shape, self.num_classes, self.augmentation_dim
+        )
 
     def embed(self, c_t, c_s, labels, augmentation_labels, training) -> Any:
         """What the blocks are told, `(batch, embedding width)`."""
@@ -498,7 +502,8 @@ class UNet(keras.Model):
         return image + next(convs)(ops.silu(next(norms)(h)))
 
     def compute_output_spec(self, inputs, training=None) -> keras.KerasTensor:
-        return keras.KerasTensor(inputs[0].shape, dtype=self.output_dtype)
+        x = self.split_inputs(inputs).x
+        return keras.KerasTensor(x.shape, dtype=self.output_dtype)
 
     def get_config(self) -> dict:
         config = super().get_config()

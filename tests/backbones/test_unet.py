@@ -358,6 +358,9 @@ def test_compiled_with_an_unknown_batch_size():
     model = keras.Model(symbolic, backbone(symbolic))
     assert model.output_shape == (None, 8, 12, 3)
     assert model.output.dtype == "float32"
+    assert backbone([*symbolic[:4], None]).shape == (None, 8, 12, 3)
+    with pytest.raises(ValueError, match=r"`x` must have.*\(None, 8, 8, 3\)"):
+        backbone([keras.Input((8, 8, 3)), *symbolic[1:]])
     arguments = inputs(4, labelled=True)
     g = model.predict(arguments, batch_size=2, verbose=0)
     expected = unet_formulas.unet(backbone, *arguments)
