@@ -1,13 +1,12 @@
 """A trained model for other labels."""
 
+from collections.abc import Iterator
+
 import keras
 from keras import ops
 
 from keras_imm.imm import IMM
 from keras_imm.validation import check_choice, check_instance, check_integer
-
-# Layers whose first axis counts labels.
-_LABEL_LAYERS = ("label_embedding", "label_dense")
 
 
 def with_num_classes(model: IMM, num_classes: int, weights: str = "ema") -> IMM:
@@ -49,7 +48,8 @@ def with_num_classes(model: IMM, num_classes: int, weights: str = "ema") -> IMM:
             "`model` must have a backbone with an argument `num_classes`. "
             f"Received: a {type(backbone).__name__}"
         )
-    backbone = type(backbone).from_config({**config, "num_classes": int(num_classes)})
+    config |= {"num_classes": int(num_classes), "trainable": True}
+    backbone = type(backbone).from_config(config)
     copy = IMM.from_config(
         {
             **model.get_config(),
@@ -59,21 +59,23 @@ def with_num_classes(model: IMM, num_classes: int, weights: str = "ema") -> IMM:
         }
     )
     averages = model._averages() if weights == "ema" else {}
-    old = {_path(v): averages.get(id(v), v) for v in model.backbone.weights}
-    for variable in copy.backbone.weights:
-        path = _path(variable)
+    old = {
+        path: averages.get(id(variable), variable)
+        for path, variable in _weights(model.backbone)
+    }
+    for path, variable in _weights(copy.backbone):
         if path not in old:
             continue  # the label layer of a model that had none
-        if tuple(old[path].shape) == tuple(variable.shape):
-            if path.split("/")[0] not in _LABEL_LAYERS or path.endswith("bias"):
-                variable.assign(old[path].value)
-        elif path.startswith("label_embedding/"):
-            new = ops.convert_to_numpy(variable).copy()
-            new[-1] = ops.convert_to_numpy(old[path])[-1]
-            variable.assign(new)
+        if path == "label_embedding/embeddings":
+            table = ops.convert_to_numpy(variable).copy()
+            table[-1] = ops.convert_to_numpy(old[path])[-1]
+            variable.assign(table)
+        elif path != "label_dense/kernel":
+            variable.assign(old[path].value)
     return copy
 
 
-def _path(variable: keras.Variable) -> str:
-    """Path of a weight within the backbone."""
-    return variable.path.split("/", 1)[1]
+def _weights(backbone: keras.layers.Layer) -> Iterator[tuple[str, keras.Variable]]:
+    """Weights and their paths within the backbone."""
+    for variable in backbone.weights:
+        yield variable.path.split(f"{backbone.name}/", 1)[1], variable
