@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_imm.backbones.inputs import split_inputs
 from keras_imm.layers.dit_block import DiTBlock
 from keras_imm.layers.final_layer import FinalLayer
 from keras_imm.layers.patch_embedding import PatchEmbedding
@@ -250,7 +251,9 @@ class DiT(keras.Model):
         self.final_layer.build(tokens_shape, conditioning_shape)
 
     def call(self, inputs, training=None) -> Any:
-        x, c_t, c_s, labels = self.split_inputs(inputs)
+        x, c_t, c_s, labels, _ = split_inputs(
+            inputs, self.image_shape, self.num_classes
+        )
         conditioning = self.t_embedding(c_t) + self.s_embedding(c_s)
         if self.label_embedding is not None:
             conditioning = conditioning + self.label_embedding(labels)
@@ -264,33 +267,6 @@ class DiT(keras.Model):
                 tokens = block(tokens, conditioning, training=training)
         g = self.final_layer(tokens, conditioning)
         return ops.cast(g, self.output_dtype)
-
-    def split_inputs(self, inputs) -> tuple:
-        """Returns `x, c_t, c_s, labels` after checking them; labels may be None."""
-        if len(inputs) not in (3, 4):
-            raise ValueError(
-                "`inputs` must be [x, c_t, c_s] or [x, c_t, c_s, labels]. "
-                f"Received a list of length {len(inputs)}."
-            )
-        x, c_t, c_s = inputs[:3]
-        labels = inputs[3] if len(inputs) == 4 else None
-        if tuple(x.shape[1:]) != self.image_shape:
-            raise ValueError(
-                f"`x` must have shape (batch, *{self.image_shape}). "
-                f"Received: x.shape={tuple(x.shape)}"
-            )
-        if self.num_classes == 0 and labels is not None:
-            raise ValueError(
-                "`labels` must be left out or None, because num_classes=0. "
-                f"Received labels of shape {tuple(labels.shape)}."
-            )
-        if self.num_classes > 0 and labels is None:
-            raise ValueError(
-                "`labels` must be given, because num_classes="
-                f"{self.num_classes}; the null label is {self.num_classes}. "
-                "Received: labels=None"
-            )
-        return x, c_t, c_s, labels
 
     def compute_output_spec(self, inputs, training=None) -> keras.KerasTensor:
         return keras.KerasTensor(inputs[0].shape, dtype=self.output_dtype)
