@@ -97,6 +97,16 @@ class TestEquations:
         assert dtype_of(backbone(arguments)) == dtype
         assert_equals_the_equations(backbone, arguments)
 
+    def test_a_level_of_one_pixel(self):
+        backbone = unet(
+            image_shape=(2, 2, 3),
+            channel_mult=(1, 1),
+            encoder_type="residual",
+            resample_filter=(1, 3, 3, 1),
+        )
+        x, c_t, c_s = inputs()
+        assert_equals_the_equations(randomized(backbone), [x[:, :2, :2], c_t, c_s])
+
     def test_many_blocks_and_one_level(self):
         backbone = unet(channel_mult=(1,), num_blocks=2, channel_mult_embedding=2)
         assert_equals_the_equations(randomized(backbone), inputs())
