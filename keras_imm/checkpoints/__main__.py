@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from keras_imm.checkpoints.keras_file import save
 from keras_imm.checkpoints.official import load_official
 
 
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"OUT must end in .keras, received {options.target!r}")
     try:
         model = load_official(options.source, verbose=1)
-        model.save(options.target)
+        save(model, options.target)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,5 +1,6 @@
 """Published checkpoints of Inductive Moment Matching, as models."""
 
+import mmap
 import os
 import pathlib
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from keras_imm.backbones.dit import DiT
 from keras_imm.backbones.unet import UNet
 from keras_imm.checkpoints.hub import PUBLISHED, fetch
-from keras_imm.checkpoints.persistent_modules import Module, read_checkpoint
+from keras_imm.checkpoints.persistent_modules import Module, map_file, read_checkpoint
 from keras_imm.checkpoints.published_weights import assign_dit, assign_unet
 from keras_imm.imm import IMM
 from keras_imm.validation import check_integer, check_positive_number
@@ -78,10 +79,11 @@ def load_official(
             f"Received: path_or_name={str(path_or_name)!r}"
         )
     try:
-        module, weights = read_checkpoint(path)
+        data = map_file(path)
+        module, weights = read_checkpoint(data)
         arguments = _stored_arguments(module)
         model = build_model(arguments, weights, dtype=dtype, **overrides)
-        _assign(model, weights, verbose)
+        _assign(model, weights, data, verbose)
     except (ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
         raise ValueError(f"Cannot load {str(path)!r}: {error}") from error
     return model
@@ -264,12 +266,24 @@ def _listed(names) -> str:
     return ", ".join(repr(name) for name in names)
 
 
-def _assign(model: IMM, weights: dict[str, np.ndarray], verbose: int) -> None:
+def _assign(model: IMM, weights: dict, data: mmap.mmap, verbose: int) -> None:
+    """Assigns all weights, or none; the file leaves memory as fast as it came."""
     for name, weight in weights.items():
         if not np.all(np.isfinite(weight)):
             raise ValueError(f"Weight {name!r} has values that are not finite.")
-    assign = assign_dit if isinstance(model.backbone, DiT) else assign_unet
+        _forget(data)
     bar = keras.utils.Progbar(len(weights), verbose=verbose, unit_name="weight")
-    assign(model.backbone, weights, progress=bar.update)
-    if verbose:
-        bar.update(len(weights), finalize=True)
+
+    def progress(count):
+        _forget(data)
+        bar.update(count)
+
+    assign = assign_dit if isinstance(model.backbone, DiT) else assign_unet
+    assign(model.backbone, weights, progress)
+    bar.update(len(weights), finalize=True)
+
+
+def _forget(data: mmap.mmap) -> None:
+    """Lets the system drop what it has read; it would count as this process's."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        data.madvise(mmap.MADV_DONTNEED)

@@ -73,21 +73,19 @@ class Module(NamedTuple):
         return {name: as_module(value) for name, value in modules if value is not None}
 
 
-def read_checkpoint(path: pathlib.Path) -> tuple[Module, dict[str, np.ndarray]]:
+def read_checkpoint(data: Any) -> tuple[Module, dict[str, np.ndarray]]:
     """Reads a published checkpoint without running anything in it.
 
     Args:
-        path: A pickle of `{"ema": module}`.
+        data: Bytes of a pickle of `{"ema": module}`, or a view of them.
 
     Returns:
-        The module and its parameters and buffers: views of the file, by their
+        The module and its parameters and buffers: views of the data, by their
         published names (`model.blocks.0.attn.qkv.weight`).
 
     Raises:
-        ValueError: If the file is not such a pickle or is damaged.
+        ValueError: If the data are not such a pickle or are damaged.
     """
-    with open(path, "rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     content = read_pickle(Buffer(data), _is_allowed)
     if not isinstance(content, dict) or "ema" not in content:
         raise ValueError("the pickle is not a dictionary with 'ema'")
@@ -97,6 +95,16 @@ def read_checkpoint(path: pathlib.Path) -> tuple[Module, dict[str, np.ndarray]]:
     if sum(weight.nbytes for weight in weights.values()) > 2 * len(data):
         raise ValueError("the weights are more than the file holds")
     return module, weights
+
+
+def map_file(path: pathlib.Path) -> mmap.mmap:
+    """A file's bytes, which the system reads when they are asked for.
+
+    Raises:
+        ValueError: If the file is empty.
+    """
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def as_module(value: Any) -> Module:

@@ -116,7 +116,9 @@ def _assign(backbone, weights, tables, state, progress) -> None:
             )
 
     for count, weight in enumerate(weights, start=1):
-        weight.variable.assign(weight.rearrange(np.asarray(state[weight.name])))
+        # A copy: JAX may keep the array that it is given, which may be a view of a file.
+        value = weight.rearrange(np.asarray(state[weight.name]))
+        weight.variable.assign(np.array(value, order="C"))
         if progress is not None:
             progress(count)
 

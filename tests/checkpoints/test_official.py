@@ -383,3 +383,40 @@ def test_convert_shows_progress_and_refuses(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["convert", str(DIT), str(tmp_path / "model.h5")])
     assert "must end in .keras" in capsys.readouterr().err
+
+
+def test_the_file_that_convert_writes_is_what_keras_saves(tmp_path):
+    import zipfile
+
+    from keras_imm.checkpoints.keras_file import save
+
+    model = load_official(DIT)
+    save(model, tmp_path / "a.keras")
+    model.save(tmp_path / "b.keras")
+    contents = []
+    for name in ("a.keras", "b.keras"):
+        with zipfile.ZipFile(tmp_path / name) as archive:
+            contents.append((sorted(archive.namelist()), archive.read("config.json")))
+    assert contents[0] == contents[1]
+    ours, theirs = (
+        keras.models.load_model(tmp_path / n) for n in ("a.keras", "b.keras")
+    )
+    for a, b in zip(ours.weights, theirs.weights, strict=True):
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b)
+        )
+    # Nothing is left beside them, and an older file goes only when the new is whole.
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.keras", "b.keras"]
+    with pytest.raises(OSError):
+        save(model, tmp_path / "missing" / "a.keras")
+
+
+def test_weights_are_not_views_of_the_file(tmp_path):
+    path = tmp_path / "model.pkl"
+    path.write_bytes(DIT.read_bytes())
+    model = load_official(path)
+    before = [np.array(keras.ops.convert_to_numpy(v)) for v in model.weights]
+    with open(path, "r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    for v, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(v), value)

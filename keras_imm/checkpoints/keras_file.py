@@ -1,0 +1,47 @@
+"""Writes `.keras` files by way of the disk."""
+
+import datetime
+import json
+import os
+import pathlib
+import tempfile
+import zipfile
+
+import keras
+
+
+def save(model: keras.Model, path: str | os.PathLike) -> None:
+    """Saves a model as `model.save(path)` does, with little memory.
+
+    Where Keras finds memory enough, it makes the file in memory first and holds it
+    twice. Here the weights go to a file beside `path`, and from there into it.
+
+    Args:
+        model: A built Keras model.
+        path: Path ending in `.keras`. An older file is replaced once the new one is
+            whole.
+
+    Raises:
+        OSError: If the folder cannot be written to.
+
+    Example:
+
+    ```python
+    save(keras_imm.checkpoints.load_official("cifar10"), "cifar10.keras")
+    ```
+    """
+    path = pathlib.Path(path)
+    metadata = {
+        "keras_version": keras.__version__,
+        "date_saved": datetime.datetime.now().strftime("%Y-%m-%d@%H:%M:%S"),
+    }
+    config = keras.saving.serialize_keras_object(model)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        weights = pathlib.Path(folder) / "model.weights.h5"
+        whole = pathlib.Path(folder) / path.name
+        model.save_weights(weights)
+        with zipfile.ZipFile(whole, "w") as archive:
+            archive.writestr("metadata.json", json.dumps(metadata))
+            archive.writestr("config.json", json.dumps(config))
+            archive.write(weights, weights.name)
+        whole.replace(path)
