@@ -207,6 +207,7 @@ def test_describe(capsys):
     ],
 )
 def test_published_checkpoints_know_their_recipe(checkpoint, recipe):
-    checkpoint, recipe = PUBLISHED[checkpoint], recipes.get(recipe)
+    checkpoint = PUBLISHED[checkpoint]
+    assert checkpoint.recipe == recipe
     for name in ("second_time", "k", "min_gap", "a", "b", "label_dropout"):
-        assert getattr(checkpoint, name) == getattr(recipe, name)
+        assert getattr(checkpoint, name) == getattr(recipes.get(recipe), name)

@@ -14,6 +14,7 @@ class Published(NamedTuple):
 
     Attributes:
         filenames: Names it may have in the repository.
+        recipe: Name of the recipe it was trained with, in `keras_imm.recipes`.
         second_time: "s" or "stride".
         k: Exponent of the mapping it was trained with (Table 5).
         min_gap: Smallest gap of that mapping.
@@ -23,6 +24,7 @@ class Published(NamedTuple):
     """
 
     filenames: tuple[str, ...]
+    recipe: str
     second_time: str
     k: int
     min_gap: float
@@ -41,11 +43,36 @@ class Published(NamedTuple):
 
 
 PUBLISHED = {
-    "cifar10": Published(("cifar10.pkl", "cifar10.pt"), "s", 15, 0.0, 1, 5, 0.0),
-    "imagenet256_ts_a2": Published(
-        ("imagenet256_ts_a2.pkl",), "stride", 12, 1e-4, 2, 4, 0.1
+    "cifar10": Published(
+        filenames=("cifar10.pkl", "cifar10.pt"),
+        recipe="cifar10",
+        second_time="s",
+        k=15,
+        min_gap=0.0,
+        a=1,
+        b=5,
+        label_dropout=0.0,
     ),
-    "imagenet256_s_a1": Published(("imagenet256_s_a1.pkl",), "s", 12, 0.0, 1, 4, 0.1),
+    "imagenet256_ts_a2": Published(
+        filenames=("imagenet256_ts_a2.pkl",),
+        recipe="imagenet256_dit_xl_2_stride",
+        second_time="stride",
+        k=12,
+        min_gap=1e-4,
+        a=2,
+        b=4,
+        label_dropout=0.1,
+    ),
+    "imagenet256_s_a1": Published(
+        filenames=("imagenet256_s_a1.pkl",),
+        recipe="imagenet256_dit_xl_2",
+        second_time="s",
+        k=12,
+        min_gap=0.0,
+        a=1,
+        b=4,
+        label_dropout=0.1,
+    ),
 }
 
 
