@@ -46,5 +46,10 @@ def test_grouped_mmd_checks_its_shapes(target, scale, message):
 
 
 def test_numpy_integers_are_integers():
-    backbone = small_dit(num_classes=np.arange(3).max() + 1, hidden_size=np.int64(16))
+    backbone = small_dit(
+        image_shape=tuple(np.array([4, 4, 1])),
+        num_classes=np.arange(3).max() + 1,
+        hidden_size=np.int64(16),
+    )
+    assert type(backbone.get_config()["image_shape"][0]) is int
     assert type(backbone.num_classes) is type(backbone.hidden_size) is int

@@ -149,7 +149,7 @@ class DiT(keras.Model):
             int, (patch_size, hidden_size, depth, num_heads, num_classes)
         )
         super().__init__(autocast=False, **kwargs)
-        self.image_shape = tuple(image_shape)
+        self.image_shape = tuple(map(int, image_shape))
         self.patch_size = patch_size
         self.hidden_size = hidden_size
         self.depth = depth
@@ -163,7 +163,7 @@ class DiT(keras.Model):
         self.output_dtype = "float64" if self.compute_dtype == "float64" else "float32"
 
         policy = self.dtype_policy
-        height, width, _ = image_shape
+        height, width, _ = self.image_shape
         self.grid_shape = (height // patch_size, width // patch_size)
         self.patch_embedding = PatchEmbedding(
             patch_size, hidden_size, dtype=policy, name="patch_embedding"
@@ -199,7 +199,7 @@ class DiT(keras.Model):
             for index in range(depth)
         ]
         self.final_layer = FinalLayer(
-            image_shape, patch_size, dtype=policy, name="final_layer"
+            self.image_shape, patch_size, dtype=policy, name="final_layer"
         )
 
     @classmethod

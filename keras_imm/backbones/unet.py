@@ -195,7 +195,7 @@ class UNet(keras.Model):
         for channels in _block_channels(model_channels, channel_mult, num_blocks):
             check_channels("Every block", channels, received)
         super().__init__(autocast=False, **kwargs)
-        self.image_shape = tuple(image_shape)
+        self.image_shape = tuple(map(int, image_shape))
         self.model_channels = int(model_channels)
         self.channel_mult = tuple(int(multiple) for multiple in channel_mult)
         self.num_blocks = int(num_blocks)

@@ -52,7 +52,7 @@ class FinalLayer(keras.layers.Layer):
         check_divides("patch_size", patch_size, "the image height", height)
         check_divides("patch_size", patch_size, "the image width", width)
         super().__init__(**kwargs)
-        self.image_shape = tuple(image_shape)
+        self.image_shape = tuple(map(int, image_shape))
         self.patch_size = patch_size
         rows, columns = height // patch_size, width // patch_size
         self.patches_shape = (-1, rows, columns, patch_size, patch_size, channels)

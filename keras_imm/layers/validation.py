@@ -1,11 +1,13 @@
 """Checks that the constructors of layers and backbones share."""
 
+import numpy as np
+
 
 def check_image_shape(name: str, value) -> None:
     """Raises ValueError unless `value` is three positive integers."""
     is_shape = isinstance(value, (tuple, list)) and len(value) == 3
     if not is_shape or not all(
-        isinstance(side, int) and not isinstance(side, bool) and side > 0
+        isinstance(side, (int, np.integer)) and not isinstance(side, bool) and side > 0
         for side in value
     ):
         raise ValueError(
