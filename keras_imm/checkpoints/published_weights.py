@@ -116,7 +116,7 @@ def _assign(backbone, weights, tables, state, progress) -> None:
             )
 
     for count, weight in enumerate(weights, start=1):
-        # A copy: JAX may keep the array that it is given, which may be a view of a file.
+        # A copy: JAX may keep the array it is given, which may be a view of a file.
         value = weight.rearrange(np.asarray(state[weight.name]))
         weight.variable.assign(np.array(value, order="C"))
         if progress is not None:
