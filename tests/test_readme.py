@@ -1,16 +1,31 @@
-"""The example in the README runs as it stands, but for its 280 epochs."""
+"""What README.md and docs/ say can be run."""
 
 import pathlib
 import re
 
 import numpy as np
 
+from keras_imm.checkpoints import official
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "data" / "golden"
+
+
+def examples(page):
+    text = (ROOT / page).read_text()
+    return re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def small_checkpoint(name):
+    """A small network in the place of a published one."""
+    unet = name == "cifar10"
+    return GOLDEN / (
+        "unet_ddpmpp_simple_edm.pkl" if unet else "dit_euler_fm_stride.pkl"
+    )
 
 
 def test_the_example_runs():
-    text = (ROOT / "README.md").read_text()
-    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    code, _ = examples("README.md")
     assert "epochs=280" in code
     names = {}
     exec(code.replace("epochs=280", "epochs=1"), names)
@@ -19,8 +34,22 @@ def test_the_example_runs():
     assert names["model"].optimizer.iterations == 14
 
 
+def test_the_checkpoints_are_loaded_as_the_pages_say(monkeypatch):
+    monkeypatch.setattr(official, "fetch", small_checkpoint)
+    for page in ("README.md", "docs/models.md"):
+        code = "import keras_imm\n" + examples(page)[-1].replace("[207, 360]", "[7, 3]")
+        names = {}
+        exec(code, names)
+        assert names["images"].shape == (16, 16, 16, 3)
+        assert np.isfinite(names["images"]).all()
+    assert names["latents"].shape == (2, 8, 8, 4)
+
+
 def test_links_lead_to_files():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text())
-    assert links
-    missing = [link for link in links if not (ROOT / link).exists()]
-    assert not missing
+    for page in ("README.md", "docs/models.md"):
+        links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text())
+        missing = [
+            link for link in links if not (ROOT / page).parent.joinpath(link).exists()
+        ]
+        assert not missing
+        assert links or page != "README.md"
