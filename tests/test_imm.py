@@ -88,6 +88,21 @@ def test_gradient_holds_the_target_fixed(make_model, images, labels):
     np.testing.assert_allclose(slope, norm, rtol=2e-2)
 
 
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_adam_squares_the_whole_gradient_of_a_repeated_label(
+    make_model, images, labels, accumulation_steps
+):
+    optimizer = keras.optimizers.Adam(1e-3, beta_1=0.9, beta_2=0.99, epsilon=1e-8)
+    model = make_model({"optimizer": optimizer}, accumulation_steps=accumulation_steps)
+    model.train_on_batch(images, labels)
+    table = model.backbone.label_embedding.embeddings
+    (index,) = (i for i, v in enumerate(model.trainable_variables) if v is table)
+    momentum = ops.convert_to_numpy(optimizer._momentums[index]) / (1 - 0.9)
+    velocity = ops.convert_to_numpy(optimizer._velocities[index]) / (1 - 0.99)
+    assert np.abs(momentum).max() > 0
+    np.testing.assert_allclose(velocity, momentum**2, rtol=1e-4)
+
+
 def test_dropout_masks_are_the_same_in_both_passes(make_model, images, labels):
     # With r = t both passes see the same input: only masks could tell them apart.
     model = make_model(dropout=0.5, label_dropout=0.0)

@@ -27,7 +27,7 @@ class Trainer:
                     self.micro_batch(particles, index)
                 )
                 gradients = [
-                    total + tf.convert_to_tensor(gradient)
+                    total + gradient
                     for total, gradient in zip(gradient_sum, gradients, strict=True)
                 ]
                 return index + 1, loss_sum + loss, gradients
@@ -55,7 +55,10 @@ class Trainer:
             replicas = self.distribute_strategy.num_replicas_in_sync
             scaled = self.optimizer.scale_loss(loss / replicas)
         unused = "none" if self.accumulation_steps == 1 else "zero"
-        return loss, tape.gradient(scaled, weights, unconnected_gradients=unused)
+        gradients = tape.gradient(scaled, weights, unconnected_gradients=unused)
+        # Dense: Keras's Adam squares the slices of a label that a batch repeats one by
+        # one, where it should square their sum.
+        return loss, [g if g is None else tf.convert_to_tensor(g) for g in gradients]
 
     def test_step(self, data: Any) -> dict:
         data = self._checked(data, accumulation_steps=1)
