@@ -484,7 +484,7 @@ def test_flow_map_is_called_with_the_particles():
     particles = noised(mm, *data(), s, t, t)._replace(
         s="s", r="r", labels="labels", target_labels="target labels"
     )
-    assert particles._fields == names
+    assert particles._fields == (*names, "augmentation_labels")
 
     def flow_map(*args):
         calls.append(args)
@@ -517,7 +517,8 @@ class Draw:
 
     def __call__(self, **options):
         p = self.mm.draw(self.x, self.labels, self.seed, **options)
-        return objective.Particles(*map(numpy, p))
+        assert p.augmentation_labels is None  # the model's to set
+        return objective.Particles(*map(numpy, p[:-1]))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -596,7 +597,8 @@ def test_labels_stay_without_dropout():
 def test_draws_repeat_with_the_seed_and_differ_from_each_other():
     draw, again, other = (Draw(seed=seed) for seed in (3, 3, 4))
     first, second = draw(), draw()
-    for a, b, c, d in zip(first, again(), second, other(), strict=True):
+    draws = (draw[:-1] for draw in (first, again(), second, other()))
+    for a, b, c, d in zip(*draws, strict=True):
         np.testing.assert_array_equal(a, b)
         assert np.any(a != c)
         assert np.any(a != d)
