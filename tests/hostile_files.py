@@ -109,7 +109,8 @@ def attacks(marker):
     yield "deep", framed(b"]" * 100_000 + b"a" * 99_999)
     yield "marks", framed(b"(" * 1_000_000)
     yield "module_in_itself", module_in_itself()
-    yield "modules_doubling", modules_doubling(40)
+    yield "modules_doubling", modules_doubling(30)
+    yield "modules_nested", modules_nested(10_000)
     yield "huge_number", framed(b"\x8b" + struct.pack("<i", 2**20) + b"\xff" * 2**20)
 
 
@@ -120,12 +121,23 @@ def module_in_itself():
 
 
 def modules_doubling(depth):
+    """Every module holds the one before it twice: 2 ** depth paths to the first."""
     new = b"ctorch.nn.modules.container\nSequential\n)\x81"
     body = new + b"}bq\x00"
     for _ in range(depth):
         children = b"}(" + text("a") + b"h\x00" + text("b") + b"h\x00u"
-        body += b"0" + new + b"}" + text("_modules") + children + b"sbq\x00"
-    return framed(b"}" + text("ema") + body + b"s")
+        body += new + b"}" + text("_modules") + children + b"sbq\x00"
+    return framed(
+        b"}(" + text("all") + b"(" + body + b"l" + text("ema") + b"h\x00" + b"u"
+    )
+
+
+def modules_nested(depth):
+    new = b"ctorch.nn.modules.container\nSequential\n)\x81"
+    start = new + b"}" + text("_modules") + b"}" + text("a")
+    return framed(
+        b"}" + text("ema") + start * depth + new + b"}b" + b"ssb" * depth + b"s"
+    )
 
 
 def zip_bomb():

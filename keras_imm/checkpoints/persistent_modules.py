@@ -29,7 +29,7 @@ _NAMES = {
 # Classes of these packages hold the weights; they become dictionaries as well.
 _MODULE_PACKAGES = ("torch.nn.modules.", "timm.models.", "timm.layers.")
 _DEEPEST = 32
-_MOST_WEIGHTS = 100_000
+_FIRST_BYTE = b"\x80"
 
 
 class Module(NamedTuple):
@@ -86,12 +86,14 @@ def read_checkpoint(data: Any) -> tuple[Module, dict[str, np.ndarray]]:
     Raises:
         ValueError: If the data are not such a pickle or are damaged.
     """
+    if data[:1] != _FIRST_BYTE:
+        raise ValueError("it is not a pickle (of protocol 2 or later)")
     content = read_pickle(Buffer(data), _is_allowed)
     if not isinstance(content, dict) or "ema" not in content:
         raise ValueError("the pickle is not a dictionary with 'ema'")
     module = as_module(content["ema"])
     weights = {}
-    _collect(module, "", weights, 0)
+    _collect(module, "", weights, 0, set())
     if sum(weight.nbytes for weight in weights.values()) > 2 * len(data):
         raise ValueError("the weights are more than the file holds")
     return module, weights
@@ -141,19 +143,22 @@ def _section(module: Module, name: str) -> dict[str, Any]:
     return section
 
 
-def _collect(module: Module, prefix: str, weights: dict, depth: int) -> None:
+def _collect(
+    module: Module, prefix: str, weights: dict, depth: int, seen: set[int]
+) -> None:
     """Adds the parameters and buffers of a module and of the modules in it."""
     if depth > _DEEPEST:
         raise ValueError(f"modules are nested more than {_DEEPEST} deep")
+    if id(module.state) in seen:
+        raise ValueError(f"module {prefix[:200]!r} is in two places")
+    seen.add(id(module.state))
     for section in ("_parameters", "_buffers"):
         for name, value in _section(module, section).items():
             if value is None:
                 continue
-            if len(weights) == _MOST_WEIGHTS:
-                raise ValueError(f"there are more than {_MOST_WEIGHTS} weights")
             weights[prefix + name] = _tensor(prefix + name, value)
     for name, child in module.children().items():
-        _collect(child, f"{prefix}{name}.", weights, depth + 1)
+        _collect(child, f"{prefix}{name}.", weights, depth + 1, seen)
 
 
 def _tensor(name: str, value: Any) -> np.ndarray:

@@ -221,6 +221,14 @@ def test_what_the_file_does_not_say_must_be_given(tmp_path, name):
         load_official(path)
 
 
+@pytest.mark.parametrize("name", ["zip_bomb", "not_a_pickle", "persistent_id_text"])
+def test_other_kinds_of_files_are_said_to_be(tmp_path, name):
+    path = tmp_path / "model.pkl"
+    path.write_bytes(dict(attacks("marker"))[name])
+    with pytest.raises(ValueError, match=f"Cannot load '{path}': it is not a pickle"):
+        load_official(path)
+
+
 def test_positional_arguments_are_not_guessed(tmp_path):
     arguments, weights = golden(DIT)
     path = tmp_path / "model.pkl"
