@@ -166,3 +166,31 @@ def test_what_the_published_network_is_by_default(tmp_path):
         "model_channels": 4,
     }
     reloaded(tmp_path, backbone, arguments)
+
+
+def test_names_of_the_parts_that_no_golden_file_has():
+    """As EDM's networks name them: `16x16_aux_down` and so on."""
+    backbone = UNet(
+        (8, 8, 3),
+        model_channels=8,
+        channel_mult=(1, 1),
+        num_blocks=1,
+        attention_resolutions=(),
+        encoder_type="skip",
+        decoder_type="skip",
+    )
+    names = {name for name in published(backbone) if "aux" in name}
+    assert names == {
+        "model.enc.4x4_aux_down.resample_filter",
+        "model.enc.4x4_aux_skip.weight",
+        "model.enc.4x4_aux_skip.bias",
+        "model.dec.4x4_aux_norm.weight",
+        "model.dec.4x4_aux_norm.bias",
+        "model.dec.4x4_aux_conv.weight",
+        "model.dec.4x4_aux_conv.bias",
+        "model.dec.8x8_aux_up.resample_filter",
+        "model.dec.8x8_aux_norm.weight",
+        "model.dec.8x8_aux_norm.bias",
+        "model.dec.8x8_aux_conv.weight",
+        "model.dec.8x8_aux_conv.bias",
+    }
