@@ -111,6 +111,8 @@ def attacks(marker):
     yield "module_in_itself", module_in_itself()
     yield "modules_doubling", modules_doubling(30)
     yield "modules_nested", modules_nested(10_000)
+    yield "colliding_keys", colliding_keys(100_000)
+    yield "storage_of_instructions", storage(b"\x80\x02(" + b"N" * 400_000 + b"t.")
     yield "huge_number", framed(b"\x8b" + struct.pack("<i", 2**20) + b"\xff" * 2**20)
 
 
@@ -138,6 +140,12 @@ def modules_nested(depth):
     return framed(
         b"}" + text("ema") + start * depth + new + b"}b" + b"ssb" * depth + b"s"
     )
+
+
+def colliding_keys(count):
+    """Numbers of one hash, which a dictionary compares one with all before it."""
+    keys = b"".join(pickle.dumps(i * (2**61 - 1), 2)[2:-1] + b"N" for i in range(count))
+    return framed(b"}(" + keys + b"u")
 
 
 def zip_bomb():

@@ -20,7 +20,7 @@ from keras_imm.validation import check_integer, check_positive_number
 _SCHEDULES = {"fm": "flow_matching", "vp_cosine": "cosine"}
 _PARAMETERIZATIONS = {name: name for name in ("euler_fm", "simple_edm", "identity")}
 _SECOND_TIMES = {"identity": "s", "stride": "stride"}
-_LONGEST = 16  # list of levels, of resolutions, of taps
+_LARGEST = 1e37  # a tenth of float32's range
 
 
 def load_official(
@@ -178,7 +178,8 @@ def _dit(arguments: dict, weights: dict, dtype: Any) -> DiT:
     block = 10 * width**2 + 2 * width * int(width * ratio)
     table = side // patch * (side // patch) * width
     projection = 2 * width * patch**2 * channels
-    _check_size(depth * block + table + projection + num_classes * width, weights)
+    least = depth * block + table + projection + num_classes * width
+    _check_size(least, 10 * depth, weights)
     return DiT(
         image_shape=(side, side, channels),
         patch_size=patch,
@@ -206,8 +207,10 @@ def _unet(arguments: dict, weights: dict, dtype: Any) -> UNet:
     told = (num_classes + augmentation_dim) * noise
     embeddings = 2 * embedding * (noise + embedding)
     image = 18 * channels * width
-    _check_size(convolutions + told + embeddings + image, weights)
-    fourier = arguments.get("embedding_kwargs") or {}
+    least = convolutions + told + embeddings + image
+    _check_size(least, 20 * len(multiples) * blocks, weights)
+    fourier = arguments.get("embedding_kwargs")
+    fourier = fourier if isinstance(fourier, dict) else {}
     return UNet(
         image_shape=(side, side, channels),
         model_channels=width,
@@ -246,15 +249,19 @@ def _size(
 
 def _sizes(arguments: dict, name: str, default: list[int]) -> list[int]:
     values = arguments.get(name, default)
-    if not isinstance(values, (list, tuple)) or len(values) > _LONGEST:
-        raise ValueError(f"`{name}` must be a list of at most {_LONGEST} integers")
+    if not isinstance(values, (list, tuple)):
+        raise ValueError(f"`{name}` must be a list of integers")
     for value in values:
         check_integer(name, value, at_least=1)
     return list(values)
 
 
-def _check_size(least: int, weights: dict[str, np.ndarray]) -> None:
-    """Raises ValueError if a network has more weights than the file."""
+def _check_size(least: int, arrays: int, weights: dict[str, np.ndarray]) -> None:
+    """Raises ValueError if a network has more weights, or arrays, than the file."""
+    if arrays > len(weights):
+        raise ValueError(
+            f"the network has at least {arrays:.3g} arrays, the file {len(weights)}"
+        )
     held = sum(weight.size for weight in weights.values())
     if least > held:
         raise ValueError(
@@ -269,8 +276,10 @@ def _listed(names) -> str:
 def _assign(model: IMM, weights: dict, data: mmap.mmap, verbose: int) -> None:
     """Assigns all weights, or none; the file leaves memory as fast as it came."""
     for name, weight in weights.items():
-        if not np.all(np.isfinite(weight)):
-            raise ValueError(f"Weight {name!r} has values that are not finite.")
+        if not np.all(np.abs(weight) <= _LARGEST):
+            raise ValueError(
+                f"Weight {name!r} has values that are not finite, or beyond {_LARGEST}."
+            )
         _forget(data)
     bar = keras.utils.Progbar(len(weights), verbose=verbose, unit_name="weight")
 

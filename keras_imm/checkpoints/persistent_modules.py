@@ -1,6 +1,5 @@
 """The modules of a published checkpoint, as plain data."""
 
-import math
 import mmap
 import pathlib
 from typing import Any, NamedTuple
@@ -24,10 +23,18 @@ _NAMES = {
     *_SCALARS,
     Name("collections", "OrderedDict"),
     Name("dnnlib.util", "EasyDict"),
-    *(Name("torch", dtype) for dtype in ("float32", "float16", "bfloat16")),
+    # Attributes of modules that mean nothing here.
+    *(Name("torch", dtype) for dtype in ("float64", "float32", "float16", "bfloat16")),
+    *(Name("torch", kind) for kind in ("int64", "int32", "uint8", "bool")),
+    *(Name("torch", "device"), Name("torch", "Size"), Name("functools", "partial")),
+    *(Name("torch.nn.functional", f) for f in ("silu", "gelu", "relu", "dropout")),
+    Name("torch._C._nn", "gelu"),
 }
 # Classes of these packages hold the weights; they become dictionaries as well.
 _MODULE_PACKAGES = ("torch.nn.modules.", "timm.models.", "timm.layers.")
+_MOST_WEIGHTS = 10_000  # the largest published network has 700
+_LONGEST_NAME = 200
+_LONGEST_LIST = 16  # of levels, of resolutions, of taps
 _DEEPEST = 32
 _FIRST_BYTE = b"\x80"
 
@@ -45,7 +52,10 @@ class Module(NamedTuple):
 
     @property
     def arguments(self) -> dict:
-        """What its constructor was given by keyword, with NumPy's scalars as numbers.
+        """What its constructor was given by keyword, as far as it is plain data.
+
+        Numbers (NumPy's as Python's), strings, and short lists and dictionaries of
+        them; what else was given is left out.
 
         Raises:
             ValueError: If anything was given by position, or the file does not say.
@@ -55,15 +65,14 @@ class Module(NamedTuple):
             raise ValueError(
                 f"the arguments that {self.class_name} was made with are not known"
             )
-        return {name: _number(value) for name, value in arguments.items()}
+        return _plain_data(arguments)
 
     @property
     def attributes(self) -> dict:
         """Attributes that are numbers or strings."""
-        found = {name: _number(value) for name, value in self.state.items()}
         return {
             name: value
-            for name, value in found.items()
+            for name, value in _plain_data(self.state).items()
             if isinstance(value, (str, int, float))
         }
 
@@ -93,7 +102,7 @@ def read_checkpoint(data: Any) -> tuple[Module, dict[str, np.ndarray]]:
         raise ValueError("the pickle is not a dictionary with 'ema'")
     module = as_module(content["ema"])
     weights = {}
-    _collect(module, "", weights, 0, set())
+    _collect(module, "", weights, {}, 0)
     if sum(weight.nbytes for weight in weights.values()) > 2 * len(data):
         raise ValueError("the weights are more than the file holds")
     return module, weights
@@ -118,7 +127,7 @@ def as_module(value: Any) -> Module:
     if isinstance(value, Call) and value.target == _PERSISTENT:
         (meta,) = value.arguments if len(value.arguments) == 1 else (None,)
         name = meta.get("class_name") if isinstance(meta, dict) else None
-        if isinstance(name, str) and isinstance(meta.get("state"), dict):
+        if _is_scalar(name) and name and isinstance(meta.get("state"), dict):
             return Module(name, meta["state"])
     is_module = isinstance(value, Call) and _is_module_class(value.target)
     if is_module and isinstance(value.state, dict):
@@ -136,7 +145,9 @@ def _is_module_class(name: Name) -> bool:
 
 def _section(module: Module, name: str) -> dict[str, Any]:
     section = module.state.get(name, {})
-    if not isinstance(section, dict) or not all(isinstance(k, str) for k in section):
+    if not isinstance(section, dict) or not all(
+        isinstance(key, str) and len(key) <= _LONGEST_NAME for key in section
+    ):
         raise ValueError(
             f"{name} of a {module.class_name} is not a dictionary of names"
         )
@@ -144,24 +155,29 @@ def _section(module: Module, name: str) -> dict[str, Any]:
 
 
 def _collect(
-    module: Module, prefix: str, weights: dict, depth: int, seen: set[int]
+    module: Module, prefix: str, weights: dict, seen: dict[int, Any], depth: int
 ) -> None:
-    """Adds the parameters and buffers of a module and of the modules in it."""
+    """Adds the parameters and buffers of a module and of the modules in it.
+
+    `seen` holds the modules and storages that were met, by their `id`.
+    """
     if depth > _DEEPEST:
         raise ValueError(f"modules are nested more than {_DEEPEST} deep")
     if id(module.state) in seen:
         raise ValueError(f"module {prefix[:200]!r} is in two places")
-    seen.add(id(module.state))
+    seen[id(module.state)] = module
     for section in ("_parameters", "_buffers"):
         for name, value in _section(module, section).items():
             if value is None:
                 continue
-            weights[prefix + name] = _tensor(prefix + name, value)
+            if len(weights) == _MOST_WEIGHTS:
+                raise ValueError(f"there are more than {_MOST_WEIGHTS:,} weights")
+            weights[prefix + name] = _tensor(prefix + name, value, seen)
     for name, child in module.children().items():
-        _collect(child, f"{prefix}{name}.", weights, depth + 1, seen)
+        _collect(child, f"{prefix}{name}.", weights, seen, depth + 1)
 
 
-def _tensor(name: str, value: Any) -> np.ndarray:
+def _tensor(name: str, value: Any, seen: dict[int, Any]) -> np.ndarray:
     try:
         if isinstance(value, Call) and value.target == _PARAMETER:
             value = value.arguments[0]
@@ -173,9 +189,34 @@ def _tensor(name: str, value: Any) -> np.ndarray:
         (data,) = storage.arguments
         if not isinstance(data, (bytes, memoryview)):
             raise ValueError("its storage is not bytes")
-        return view(read_storage(data), offset, shape, strides)
+        if id(data) not in seen:
+            seen[id(data)] = read_storage(data)
+        return view(seen[id(data)], offset, shape, strides)
     except (ValueError, IndexError) as error:
-        raise ValueError(f"weight {name[:200]!r} cannot be read: {error}") from error
+        raise ValueError(f"weight {name!r} cannot be read: {error}") from error
+
+
+def _plain_data(values: dict) -> dict:
+    """Of a dictionary what is plain data: nothing whose text or size is unbounded."""
+    plain = {}
+    for name, value in values.items():
+        value = _number(value)
+        if isinstance(value, dict) and len(value) <= _LONGEST_LIST:
+            value = {k: _number(v) for k, v in value.items() if _is_scalar(_number(v))}
+        elif isinstance(value, (list, tuple)):
+            value = [_number(element) for element in value[: _LONGEST_LIST + 1]]
+            if len(value) > _LONGEST_LIST or not all(map(_is_scalar, value)):
+                continue
+        elif not _is_scalar(value):
+            continue
+        plain[name] = value
+    return plain
+
+
+def _is_scalar(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= _LONGEST_NAME
+    return value is None or isinstance(value, (bool, int, float))
 
 
 def _number(value: Any) -> Any:
@@ -186,11 +227,9 @@ def _number(value: Any) -> Any:
     if not isinstance(dtype, Call) or dtype.target != _DTYPE or not dtype.arguments:
         raise ValueError("a number has no type")
     kind = dtype.arguments[0]
-    if kind not in ("f2", "f4", "f8", "i4", "i8", "b1") or not isinstance(data, bytes):
-        raise ValueError(f"a number has the type {kind!r:.50}")
+    kinds = ("f2", "f4", "f8", "i4", "i8", "u1", "b1")
+    if not isinstance(kind, str) or kind not in kinds or not isinstance(data, bytes):
+        raise ValueError(f"a number must be one of {', '.join(kinds)}")
     if len(data) != int(kind[1]):
         raise ValueError("a number has too many or too few bytes")
-    number = np.frombuffer(data, np.dtype(f"<{kind}")).item()
-    if isinstance(number, float) and not math.isfinite(number):
-        raise ValueError("a number is not finite")
-    return number
+    return np.frombuffer(data, np.dtype(f"<{kind}")).item()

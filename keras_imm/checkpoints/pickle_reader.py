@@ -65,12 +65,17 @@ class Buffer:
         return line
 
 
-def read_pickle(buffer: Buffer, is_allowed: Callable[[Name], bool]) -> Any:
+def read_pickle(
+    buffer: Buffer,
+    is_allowed: Callable[[Name], bool],
+    most_instructions: int = _MOST_INSTRUCTIONS,
+) -> Any:
     """Reads one pickle, and leaves the buffer behind it.
 
     Args:
         buffer: Where to read.
         is_allowed: Says whether the pickle may use a name. It is never imported.
+        most_instructions: How many instructions the pickle may have.
 
     Returns:
         Numbers, strings, bytes (or views), lists, tuples, sets and dictionaries as they
@@ -83,11 +88,11 @@ def read_pickle(buffer: Buffer, is_allowed: Callable[[Name], bool]) -> Any:
     """
     machine = _Machine(is_allowed)
     instructions = pickletools.genops(buffer)
-    for opcode, argument, _ in itertools.islice(instructions, _MOST_INSTRUCTIONS):
+    for opcode, argument, _ in itertools.islice(instructions, most_instructions):
         if opcode.name == "STOP":
             return machine.result()
         machine.run(opcode.name, argument)
-    raise ValueError(f"the pickle has more than {_MOST_INSTRUCTIONS:,} instructions")
+    raise ValueError(f"the pickle has more than {most_instructions:,} instructions")
 
 
 class _Machine:
@@ -241,10 +246,16 @@ class _Machine:
 
 
 def _plain(key: Any) -> Any:
-    """Keys are scalars: to hash a nested tuple can take forever."""
-    if key is not None and not isinstance(key, (str, int, float, bool)):
-        raise ValueError(f"the pickle has a {type(key).__name__} as a key")
-    return key
+    """A key whose hash takes no time and which nobody can make to collide.
+
+    Raises:
+        ValueError: For anything but a string, a small integer, a truth value or None.
+    """
+    if key is None or isinstance(key, str):
+        return key
+    if isinstance(key, int) and abs(key) < 2**31:
+        return key
+    raise ValueError(f"the pickle has a {type(key).__name__} as a key")
 
 
 _DICTIONARIES = {Name("collections", "OrderedDict"), Name("dnnlib.util", "EasyDict")}

@@ -9,6 +9,7 @@ from keras_imm.checkpoints.pickle_reader import Buffer, Name, PersistentId, read
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
+_MOST_INSTRUCTIONS = 100  # PyTorch writes 30 at most
 _BFLOAT16 = "BFloat16Storage"
 _DTYPES = {
     "DoubleStorage": "<f8",
@@ -40,7 +41,7 @@ def read_storage(data: Any) -> np.ndarray:
     """
     buffer = Buffer(data)
     magic, protocol, machine, storage, keys = (
-        read_pickle(buffer, _is_storage_type) for _ in range(5)
+        read_pickle(buffer, _is_storage_type, _MOST_INSTRUCTIONS) for _ in range(5)
     )
     if magic != _MAGIC or protocol != _PROTOCOL:
         raise ValueError("a tensor is not in PyTorch's format")

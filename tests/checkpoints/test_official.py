@@ -165,17 +165,23 @@ def spoil_nan(arguments, weights):
     [
         (spoil_missing, r"'blocks.1.attn.qkv.bias' of shape \(144,\) is missing"),
         (spoil_shape, r"'blocks.1.attn.qkv.bias' must have shape \(144,\).*\(7,\)"),
-        (spoil_nan, r"'model.blocks.1.attn.qkv.bias' has values that are not finite"),
+        (
+            spoil_nan,
+            r"'model.blocks.1.attn.qkv.bias' has values that are not finite, or",
+        ),
         ({"s_embed": False}, "no second time input"),
         ({"model_type": "ADM"}, "'ADM' is not one of 'DiT', 'SongUNet'"),
         ({"temb_type": "r"}, "'temb_type' must be one of 'identity', 'stride'"),
         ({"noise_schedule": None}, "'noise_schedule' must be one of 'fm', 'vp_cosine'"),
         ({"T": 2.0}, "max_time"),
         ({"hidden_size": 10**9}, "at least 3.6e.19 weights, the file 1.21e.05"),
-        ({"depth": 10**6}, "at least .* weights"),
+        ({"depth": 10**6}, "at least .* arrays, the file 36"),
         ({"num_classes": 10**9}, "at least .* weights"),
         ({"img_resolution": 10**7}, "at least .* weights"),
         ({"mlp_ratio": 1e300}, "at least .* weights"),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio"),
+        ({"T": float("inf")}, "max_time"),
+        ({"img_resolution": True}, "img_resolution"),
         ({"num_heads": 5}, "num_heads"),
         ({"patch_size": 0}, "patch_size"),
         ({"img_channels": "4"}, "img_channels"),
@@ -207,7 +213,7 @@ def test_a_file_that_does_not_fit_is_named(tmp_path, change, message):
 def test_a_unet_larger_than_its_weights_is_not_made(tmp_path, change):
     arguments, weights = golden(UNET)
     write_checkpoint(tmp_path / "model.pkl", arguments | change, weights)
-    with pytest.raises(ValueError, match=r"at least .* weights, the file"):
+    with pytest.raises(ValueError, match=r"at least .* (weights|arrays), the file"):
         load_official(tmp_path / "model.pkl")
 
 
@@ -227,6 +233,109 @@ def test_other_kinds_of_files_are_said_to_be(tmp_path, name):
     path.write_bytes(dict(attacks("marker"))[name])
     with pytest.raises(ValueError, match=f"Cannot load '{path}': it is not a pickle"):
         load_official(path)
+
+
+def doubling(depth):
+    """A value whose text has 2 ** depth parts."""
+    value = (0,)
+    for _ in range(depth):
+        value = (value, value)
+    return value
+
+
+@pytest.mark.parametrize("name", ["noise_schedule", "img_resolution", "T", "num_heads"])
+def test_values_of_unbounded_text_are_not_shown(tmp_path, name):
+    arguments, weights = golden(DIT)
+    path = tmp_path / "model.pkl"
+    write_checkpoint(path, arguments | {name: doubling(40)}, weights)
+    result = load_watched(path)
+    assert isinstance(result, ValueError) or name == "num_heads"
+    write_checkpoint(path, arguments, weights, **{name: doubling(40)})
+    load_watched(path)
+
+
+def test_weights_in_one_storage_are_read_once(tmp_path):
+    """A small file cannot become a large one: shared bfloat16 is converted once."""
+    from keras_imm.checkpoints import persistent_modules
+    from keras_imm.checkpoints.pickle_reader import Call, Name
+
+    reads = []
+    content = pickle_of_storage()
+    storage = Call(Name("torch.storage", "_load_from_bytes"), (content,))
+    tensor = Call(Name("torch._utils", "_rebuild_tensor_v2"), (storage, 0, (3,), (1,)))
+    state = {"_parameters": {f"w{i}": tensor for i in range(5)}}
+    weights = {}
+    module = persistent_modules.Module("Module", state)
+    original = persistent_modules.read_storage
+    try:
+        persistent_modules.read_storage = lambda data: reads.append(1) or original(data)
+        persistent_modules._collect(module, "", weights, {}, 0)
+    finally:
+        persistent_modules.read_storage = original
+    assert (len(weights), len(reads)) == (5, 1)
+    state["_parameters"] = {f"w{i}": tensor for i in range(10_001)}
+    with pytest.raises(ValueError, match="more than 10,000 weights"):
+        persistent_modules._collect(module, "", {}, {}, 0)
+    state["_parameters"] = {"w" * 201: tensor}
+    with pytest.raises(ValueError, match="is not a dictionary of names"):
+        persistent_modules._collect(module, "", {}, {}, 0)
+
+
+def pickle_of_storage():
+    import io
+
+    import torch
+
+    file = io.BytesIO()
+    values = torch.tensor([1.0, 2.0, 3.0]).to(torch.bfloat16)
+    torch.save(values.storage(), file, _use_new_zipfile_serialization=False)
+    return file.getvalue()
+
+
+def test_attributes_that_mean_nothing_are_let_be(tmp_path):
+    import functools
+
+    import torch
+
+    arguments, weights = golden(DIT)
+    path = tmp_path / "model.pkl"
+    write_checkpoint(
+        path,
+        arguments,
+        weights,
+        device=torch.device("cpu"),
+        size=torch.Size([2, 3]),
+        kinds=(torch.float64, torch.int64, torch.bfloat16),
+        partial=functools.partial(torch.nn.functional.gelu, approximate="tanh"),
+        activation=torch.nn.functional.silu,
+    )
+    assert load_official(path).num_classes == 10
+
+
+def test_half_precision_tables(tmp_path):
+    arguments, weights = golden(DIT)
+    path = tmp_path / "model.pkl"
+    write_checkpoint(path, arguments, {n: w.astype("f2") for n, w in weights.items()})
+    assert load_official(path).num_classes == 10
+
+
+def test_values_that_float32_cannot_hold(tmp_path):
+    arguments, weights = golden(DIT)
+    path = tmp_path / "model.pkl"
+    weights["model.blocks.1.attn.qkv.bias"] = np.full(144, 1e300)
+    write_checkpoint(path, arguments, weights)
+    with pytest.raises(ValueError, match=r"attn.qkv.bias' has values .* beyond 1e\+37"):
+        load_official(path)
+
+
+def test_a_network_of_more_arrays_than_the_file_is_not_made(tmp_path):
+    for source, change in ((DIT, {"depth": 20}), (UNET, {"num_blocks": 9})):
+        arguments, weights = golden(source)
+        weights["model.more"] = np.zeros(10**7, "f4")  # enough for the count of weights
+        path = tmp_path / "model.pkl"
+        write_checkpoint(path, arguments | change, weights)
+        with pytest.raises(ValueError, match=r"has at least .* arrays, the file \d+"):
+            load_official(path)
 
 
 def test_positional_arguments_are_not_guessed(tmp_path):

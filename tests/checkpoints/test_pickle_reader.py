@@ -21,7 +21,7 @@ VALUES = {
     "text": ["", "a", "ä" * 300, "x" * 10_000],
     "bytes": [b"", b"a" * 10, b"b" * 1000],
     "tuples": [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), ((), ((1,),))],
-    "containers": [[], {}, {"a": [1, {"b": (2,)}]}, {1: 2, None: 3, 0.5: "x"}],
+    "containers": [[], {}, {"a": [1, {"b": (2,)}]}, {1: 2, None: 3, False: "x"}],
     "sets": [set(), {1, "a", None}],
     "shared": [SHARED, SHARED, {"again": SHARED}],
     "ordered": OrderedDict(b=1, a=OrderedDict(c=2)),
@@ -101,6 +101,12 @@ DAG = b")" + b"q\x00h\x00\x86" * 60  # a tuple of two of a tuple of two ...
         (b"\x80\x04}(K\x01\x90.", "treats a dict as another"),
         (b"\x80\x04}(K\x01u.", "a key without a value"),
         (b"\x80\x04}]K\x01s.", "a list as a key"),
+        # Python's hash of these is one number: a dictionary of many takes forever.
+        (
+            b"\x80\x04}" + pickle.dumps(2**61 - 1, 2)[2:-1] + b"K\x01s.",
+            "a int as a key",
+        ),
+        (b"\x80\x04}" + pickle.dumps(0.5, 2)[2:-1] + b"K\x01s.", "a float as a key"),
         (b"\x80\x04}" + DAG + b"K\x01s.", "a tuple as a key"),
         (b"\x80\x04\x8f(" + DAG + b"\x90.", "a tuple as a key"),
         (b"\x80\x04}}b.", "treats a dict as another"),
