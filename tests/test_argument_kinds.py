@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from small_dit import small_dit
 
-from keras_imm import callbacks, kernels, objective, time_mappings, weightings
+from keras_imm import callbacks, kernels, layers, objective, time_mappings, weightings
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,15 @@ def test_numpy_integers_are_integers():
     )
     assert type(backbone.get_config()["image_shape"][0]) is int
     assert type(backbone.num_classes) is type(backbone.hidden_size) is int
+
+
+def test_layers_take_numpy_integers():
+    for layer, x in (
+        (layers.TimestepEmbedding(np.int64(8), np.int64(4)), np.ones(2)),
+        (
+            layers.PatchEmbedding(np.int64(2), np.int64(8)),
+            np.ones((2, 4, 4, 1)),
+        ),
+    ):
+        assert layer(x.astype("float32")).shape[-1] == 8
+        assert type(layer.get_config()["hidden_size"]) is int

@@ -269,7 +269,8 @@ class DiT(keras.Model):
         return ops.cast(g, self.output_dtype)
 
     def compute_output_spec(self, inputs, training=None) -> keras.KerasTensor:
-        return keras.KerasTensor(inputs[0].shape, dtype=self.output_dtype)
+        x = split_inputs(inputs, self.image_shape, self.num_classes).x
+        return keras.KerasTensor(x.shape, dtype=self.output_dtype)
 
     def get_config(self) -> dict:
         config = super().get_config()

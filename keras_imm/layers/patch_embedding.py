@@ -48,10 +48,10 @@ class PatchEmbedding(keras.layers.Layer):
         check_integer("patch_size", patch_size, at_least=1)
         check_integer("hidden_size", hidden_size, at_least=1)
         super().__init__(**kwargs)
-        self.patch_size = patch_size
-        self.hidden_size = hidden_size
+        self.patch_size = int(patch_size)
+        self.hidden_size = int(hidden_size)
         self.projection = keras.layers.Dense(
-            hidden_size, dtype=self.dtype_policy, name="projection"
+            self.hidden_size, dtype=self.dtype_policy, name="projection"
         )
 
     def build(self, images_shape) -> None:

@@ -74,19 +74,19 @@ class TimestepEmbedding(keras.layers.Layer):
             )
         check_positive_number("max_period", max_period)
         super().__init__(autocast=False, **kwargs)
-        self.hidden_size = hidden_size
-        self.frequency_dim = frequency_dim
+        self.hidden_size = int(hidden_size)
+        self.frequency_dim = int(frequency_dim)
         self.max_period = max_period
         self.time_dtype = "float64" if self.compute_dtype == "float64" else "float32"
         self.hidden_dense = keras.layers.Dense(
-            hidden_size,
+            self.hidden_size,
             activation="silu",
             kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
             dtype=self.dtype_policy,
             name="hidden_dense",
         )
         self.output_dense = keras.layers.Dense(
-            hidden_size,
+            self.hidden_size,
             kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
             dtype=self.dtype_policy,
             name="output_dense",

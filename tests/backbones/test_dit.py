@@ -207,6 +207,10 @@ def test_compiled_with_an_unknown_batch_size():
     ]
     model = keras.Model(symbolic, backbone(symbolic))
     assert model.output_shape == (None, 8, 8, 4)
+    with pytest.raises(ValueError, match=r"`x` must have.*\(None, 8, 12, 4\)"):
+        backbone([keras.Input((8, 12, 4)), *symbolic[1:]])
+    with pytest.raises(ValueError, match="`labels` must be given"):
+        backbone(symbolic[:3])
     arguments = inputs(7, num_classes=10)
     g = model.predict(arguments, batch_size=4, verbose=0)
     expected = output(backbone, arguments)
