@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.src.backend import AutocastScope  # not public, and nothing public does it
 
 from keras_imm.layers.self_attention import SelfAttention
 from keras_imm.seeds import mix_seeds
@@ -155,8 +156,11 @@ class DiTBlock(keras.layers.Layer):
         Returns:
             What `block(tokens, conditioning, training=True)` returns.
         """
+        # TensorFlow's recomputation gives gradients to variables, not to what they are
+        # cast to in half precision: they are taken as they are, and cast in the call.
+        with AutocastScope(None):
+            values = [(v, v.value) for v in self.variables]
         # Seeds are drawn here, once: the second run draws the same masks from them.
-        values = [(v, v.value) for v in self.variables]
         if self.dropout > 0:
             dropouts = (
                 self.attention_dropout,

@@ -294,6 +294,39 @@ class TestRemat:
         for one, other in zip(variables, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=3e-5)
 
+    @pytest.mark.parametrize("model_dtype", [None, "float32"])
+    def test_training_in_half_precision_is_the_same(self, model_dtype):
+        """Also where the model around the network is in float32."""
+        x, *_ = inputs(8)
+
+        def moved(remat, dtype="mixed_bfloat16"):
+            """How far one step moves each variable."""
+            backbone = randomized(dit(dtype=dtype, remat=remat))
+            before = [ops.convert_to_numpy(v) for v in backbone.trainable_variables]
+            options = {} if model_dtype is None else {"dtype": model_dtype}
+            model = keras_imm.IMM(backbone, **options)
+            model.compile(keras.optimizers.SGD(1.0))
+            model.train_on_batch(x)
+            after = [ops.convert_to_numpy(v) for v in backbone.trainable_variables]
+            return [b - a for a, b in zip(before, after, strict=True)]
+
+        # XLA rounds the two apart, but by less than half precision itself rounds. A
+        # variable without a gradient would be off by all that it should have moved.
+        runs = moved(True), moved(False), moved(False, "float32")
+        for one, other, exact in zip(*runs, strict=True):
+            rounding = np.linalg.norm(other - exact)
+            assert np.linalg.norm(one - other) < rounding
+            assert rounding < 0.75 * np.linalg.norm(exact)
+
+    def test_dropout_is_off_outside_training(self):
+        arguments = inputs()
+        backbone = randomized(dit(remat=True, dropout=0.3))
+        np.testing.assert_allclose(
+            output(backbone, arguments, training=False),
+            output(randomized(dit()), arguments, training=False),
+            atol=1e-6,
+        )
+
     def test_blocks_run_again_in_the_backward_pass(self, backend):
         x, c_t, c_s = inputs()
 
