@@ -111,7 +111,8 @@ def attacks(marker):
     yield "module_in_itself", module_in_itself()
     yield "modules_doubling", modules_doubling(30)
     yield "modules_nested", modules_nested(10_000)
-    yield "colliding_keys", colliding_keys(100_000)
+    yield "colliding_keys", colliding_keys(60_000)
+    yield "shared_buffers", shared_buffers(30_000, 10_000)
     yield "storage_of_instructions", storage(b"\x80\x02(" + b"N" * 400_000 + b"t.")
     yield "huge_number", framed(b"\x8b" + struct.pack("<i", 2**20) + b"\xff" * 2**20)
 
@@ -140,6 +141,17 @@ def modules_nested(depth):
     return framed(
         b"}" + text("ema") + start * depth + new + b"}b" + b"ssb" * depth + b"s"
     )
+
+
+def shared_buffers(entries, modules):
+    """One large dictionary, empty of weights, in every module."""
+    new = b"ctorch.nn.modules.container\nSequential\n)\x81}" + text("_buffers")
+    names = b"".join(text(f"a{i}") + b"N" for i in range(entries))
+    children = b"".join(text(f"m{i}") + new + b"h\x00sb" for i in range(modules))
+    shared = new + b"}(" + names + b"uq\x00sb"
+    children = text("first") + shared + children
+    outer = b"ctorch.nn.modules.container\nSequential\n)\x81}" + text("_modules")
+    return framed(b"}" + text("ema") + outer + b"}(" + children + b"usbs")
 
 
 def colliding_keys(count):

@@ -140,3 +140,16 @@ def test_a_backbone_that_cannot_be_told_is_refused():
         keras_imm.IMM(unet(augmentation_dim=0), augmentation=EDMAugmentation())
     with pytest.raises(ValueError, match=r"`augmentation` must be a Layer"):
         keras_imm.IMM(unet(), augmentation="edm")
+
+
+def test_each_micro_batch_has_its_own_labels(images):
+    model = keras_imm.IMM(
+        unet(), augmentation=EDMAugmentation(0.9, seed=0), accumulation_steps=2
+    )
+    particles = model.draw_particles((images,), training=True)
+    told = ops.convert_to_numpy(particles.augmentation_labels)
+    for index, expected in enumerate((told[:4], told[4:])):
+        part = model.micro_batch(particles, index)
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(part.augmentation_labels), expected
+        )

@@ -138,6 +138,25 @@ def test_the_published_sizes():
         )
 
 
+def test_what_equals_the_models_defaults_is_passed_on(small_networks):
+    model = recipes.build(
+        "cifar10",
+        image_shape=(4, 4, 3),
+        schedule="cosine",
+        time_scale=7.0,
+        sigma_data=0.3,
+        group_size=2,
+        kernel="rbf",
+        accumulation_steps=2,
+        seed=3,
+    )
+    assert type(model.schedule) is keras_imm.schedules.Cosine
+    assert type(model.kernel) is keras_imm.kernels.RBF
+    assert (model.time_scale, model.sigma_data) == (7.0, 0.3)
+    assert (model.group_size, model.accumulation_steps) == (2, 2)
+    assert (model.augmentation.probability, model.augmentation.seed) == (0.12, 3)
+
+
 def test_overrides(small_networks):
     model = recipes.build(
         "imagenet256_dit_s_2",

@@ -8,6 +8,9 @@ from keras import ops
 from keras_imm.imm import IMM
 from keras_imm.validation import check_choice, check_instance, check_integer
 
+# Only these may differ between a model and its copy.
+_LABEL_LAYERS = ("label_embedding", "label_dense")
+
 
 def with_num_classes(model: IMM, num_classes: int, weights: str = "ema") -> IMM:
     """Copies a model for another number of labels, to train it on.
@@ -64,18 +67,29 @@ def with_num_classes(model: IMM, num_classes: int, weights: str = "ema") -> IMM:
         for path, variable in _weights(model.backbone)
     }
     for path, variable in _weights(copy.backbone):
-        if path not in old:
-            continue  # the label layer of a model that had none
-        if path == "label_embedding/embeddings":
+        if path == "label_embedding/embeddings" and path in old:
             table = ops.convert_to_numpy(variable).copy()
             table[-1] = ops.convert_to_numpy(old[path])[-1]
             variable.assign(table)
-        elif path != "label_dense/kernel":
+        elif path in old and path != "label_dense/kernel":
             variable.assign(old[path].value)
+        elif path.split("/")[0] not in _LABEL_LAYERS:
+            raise ValueError(
+                f"Weight {path!r} of the copy has no counterpart in `model`."
+            )
     return copy
 
 
 def _weights(backbone: keras.layers.Layer) -> Iterator[tuple[str, keras.Variable]]:
-    """Weights and their paths within the backbone."""
-    for variable in backbone.weights:
-        yield variable.path.split(f"{backbone.name}/", 1)[1], variable
+    """Weights and their paths within the backbone.
+
+    In front of those stand the names of the backbone and of the models that it was
+    built in, if any: the part that all paths share. Backbones have many layers, so no
+    name of a layer is in it.
+    """
+    paths = [variable.path.split("/") for variable in backbone.weights]
+    shared = 0
+    while paths and len({tuple(path[: shared + 1]) for path in paths}) == 1:
+        shared += 1
+    for path, variable in zip(paths, backbone.weights, strict=True):
+        yield "/".join(path[shared:]), variable

@@ -276,7 +276,8 @@ def _listed(names) -> str:
 def _assign(model: IMM, weights: dict, data: mmap.mmap, verbose: int) -> None:
     """Assigns all weights, or none; the file leaves memory as fast as it came."""
     for name, weight in weights.items():
-        if not np.all(np.abs(weight) <= _LARGEST):
+        # Apart: in half precision the bound itself would be infinite.
+        if not np.all(np.isfinite(weight)) or np.max(np.abs(weight)) > _LARGEST:
             raise ValueError(
                 f"Weight {name!r} has values that are not finite, or beyond {_LARGEST}."
             )

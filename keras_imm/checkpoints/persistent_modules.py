@@ -32,7 +32,8 @@ _NAMES = {
 }
 # Classes of these packages hold the weights; they become dictionaries as well.
 _MODULE_PACKAGES = ("torch.nn.modules.", "timm.models.", "timm.layers.")
-_MOST_WEIGHTS = 10_000  # the largest published network has 700
+_MOST_WEIGHTS = 2_000  # the largest published network has 700
+_MOST_ENTRIES = 1_000  # of one module: parameters, buffers or modules
 _LONGEST_NAME = 200
 _LONGEST_LIST = 16  # of levels, of resolutions, of taps
 _DEEPEST = 32
@@ -145,6 +146,8 @@ def _is_module_class(name: Name) -> bool:
 
 def _section(module: Module, name: str) -> dict[str, Any]:
     section = module.state.get(name, {})
+    if isinstance(section, dict) and len(section) > _MOST_ENTRIES:
+        raise ValueError(f"{name} of a module has more than {_MOST_ENTRIES:,} entries")
     if not isinstance(section, dict) or not all(
         isinstance(key, str) and len(key) <= _LONGEST_NAME for key in section
     ):
@@ -166,6 +169,11 @@ def _collect(
     if id(module.state) in seen:
         raise ValueError(f"module {prefix[:200]!r} is in two places")
     seen[id(module.state)] = module
+    for name in ("_parameters", "_buffers", "_modules"):
+        section = _section(module, name)
+        if section and id(section) in seen:
+            raise ValueError(f"{name} of {prefix[:200]!r} is in two places")
+        seen[id(section)] = section
     for section in ("_parameters", "_buffers"):
         for name, value in _section(module, section).items():
             if value is None:

@@ -9,7 +9,7 @@ from keras_imm.checkpoints.pickle_reader import Buffer, Name, PersistentId, read
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_MOST_INSTRUCTIONS = 100  # PyTorch writes 30 at most
+_MOST_INSTRUCTIONS = 40  # PyTorch writes 30 at most
 _BFLOAT16 = "BFloat16Storage"
 _DTYPES = {
     "DoubleStorage": "<f8",

@@ -42,6 +42,26 @@ def test_everything_but_the_label_table_is_kept():
     assert model.num_classes == 10
 
 
+@pytest.mark.parametrize("is_built", [False, True])
+@pytest.mark.parametrize(("name", "model_name"), [("dit", "my_dit"), ("imm", "imm")])
+def test_names_do_not_matter(name, model_name, is_built):
+    backbone = keras_imm.backbones.DiT((4, 4, 1), 2, 16, 1, 2, num_classes=4, name=name)
+    if is_built:
+        backbone.build()
+    model = keras_imm.IMM(backbone, name=model_name)
+    rng = np.random.default_rng(0)
+    for v in model.trainable_variables:
+        v.assign(rng.standard_normal(v.shape))
+    for num_classes in (2, 4):
+        copy = with_num_classes(model, num_classes).backbone
+        for v, w in zip(copy.weights, backbone.weights, strict=True):
+            ours, theirs = ops.convert_to_numpy(v), ops.convert_to_numpy(w)
+            if v is copy.label_embedding.embeddings:
+                assert not np.any(ours[:1] == theirs[:1])
+                ours, theirs = ours[-1], theirs[-1]
+            np.testing.assert_array_equal(ours, theirs)
+
+
 def test_unconditional_samples_stay_the_same():
     model = load_official(DIT)
     copy = with_num_classes(model, 3)

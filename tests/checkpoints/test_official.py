@@ -273,9 +273,21 @@ def test_weights_in_one_storage_are_read_once(tmp_path):
     finally:
         persistent_modules.read_storage = original
     assert (len(weights), len(reads)) == (5, 1)
-    state["_parameters"] = {f"w{i}": tensor for i in range(10_001)}
-    with pytest.raises(ValueError, match="more than 10,000 weights"):
+    state["_parameters"] = {f"w{i}": tensor for i in range(1001)}
+    with pytest.raises(ValueError, match="more than 1,000 entries"):
         persistent_modules._collect(module, "", {}, {}, 0)
+    linear = Name("torch.nn.modules.linear", "Linear")
+    children = {f"m{i}": Call(linear, ()) for i in range(3)}
+    for child in children.values():
+        child.state = {"_parameters": {f"w{i}": tensor for i in range(1000)}}
+    state.update(_parameters={}, _modules=children)
+    with pytest.raises(ValueError, match="more than 2,000 weights"):
+        persistent_modules._collect(module, "", {}, {}, 0)
+    children["m1"].state = {"_buffers": {"a": None}}
+    children["m2"].state = {"_buffers": children["m1"].state["_buffers"]}
+    with pytest.raises(ValueError, match=r"_buffers of 'm2\.' is in two places"):
+        persistent_modules._collect(module, "", {}, {}, 0)
+    del state["_modules"]
     state["_parameters"] = {"w" * 201: tensor}
     with pytest.raises(ValueError, match="is not a dictionary of names"):
         persistent_modules._collect(module, "", {}, {}, 0)
@@ -317,6 +329,17 @@ def test_half_precision_tables(tmp_path):
     path = tmp_path / "model.pkl"
     write_checkpoint(path, arguments, {n: w.astype("f2") for n, w in weights.items()})
     assert load_official(path).num_classes == 10
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_values_that_are_not_finite(tmp_path, dtype, value):
+    arguments, weights = golden(DIT)
+    path = tmp_path / "model.pkl"
+    weights["model.blocks.1.attn.qkv.bias"] = np.full(144, value, dtype)
+    write_checkpoint(path, arguments, weights)
+    with pytest.raises(ValueError, match=r"attn.qkv.bias' has values that are not fin"):
+        load_official(path)
 
 
 def test_values_that_float32_cannot_hold(tmp_path):
