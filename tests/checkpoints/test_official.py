@@ -1,4 +1,5 @@
 import json
+import os
 import pathlib
 import sys
 import time
@@ -386,6 +387,9 @@ watching = False
 
 def hear(event, arguments):
     if not watching:
+        return
+    # JAX makes the folder of its cache, which conftest.py names, when it first compiles.
+    if event == "os.mkdir" and arguments[0] == os.environ["JAX_COMPILATION_CACHE_DIR"]:
         return
     if event in WATCHED:
         EVENTS.append((event, arguments))
