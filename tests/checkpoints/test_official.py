@@ -388,7 +388,7 @@ watching = False
 def hear(event, arguments):
     if not watching:
         return
-    # JAX makes the folder of its cache, which conftest.py names, when it first compiles.
+    # When it first compiles, JAX makes the folder of its cache (conftest.py).
     if event == "os.mkdir" and arguments[0] == os.environ["JAX_COMPILATION_CACHE_DIR"]:
         return
     if event in WATCHED:
