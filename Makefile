@@ -65,7 +65,7 @@ $(VENV)/stamps/digits-%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@mkdir -p $(@D) && touch $@
 
 $(VENV)/stamps/test: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable ".[$(TENSORFLOW),jax,torch,hub,examples,dev]"
+	$(PIP) --editable ".[$(TENSORFLOW),jax,torch,hub,data,tensorboard,examples,dev]"
 	@mkdir -p $(@D) && touch $@
 
 $(VENV)/stamps/lint: constraints.txt | $(VENV)/bin/python
