@@ -331,13 +331,19 @@ class IMM(Generation, trainers.get(), keras.Model):
         return particles._replace(augmentation_labels=told)
 
     def micro_batch(self, particles: Any, index: Any) -> Any:
-        """Part `index` of `accumulation_steps` equal parts, whole groups each."""
+        """Part `index` of `accumulation_steps` equal parts, whole groups each.
+
+        Every `accumulation_steps`-th group: each of the devices that share a batch
+        finds its share of a part in its share of the batch.
+        """
+        groups = (-1, self.accumulation_steps, self.group_size)
 
         def part(field):
             if field is None:
                 return None
-            shape = (self.accumulation_steps, -1, *field.shape[1:])
-            return ops.take(ops.reshape(field, shape), index, axis=0)
+            shape = tuple(field.shape[1:])
+            chosen = ops.take(ops.reshape(field, groups + shape), index, axis=1)
+            return ops.reshape(chosen, (-1, *shape))
 
         return type(particles)(*(part(field) for field in particles))
 
