@@ -1,0 +1,275 @@
+"""Latents on disk: shards of records, each written whole or not at all.
+
+A folder of latents holds
+
+- `settings.json`: what they were made from and how;
+- `shard-00000.npy`, …: a one-dimensional array of records with the fields `moments`
+  (H, W, 2C), mean first, then standard deviation; `mirrored`, the moments of the
+  mirrored image, where they were asked for; `label`, -1 where there is none; and
+  `index`, which image of the source it is;
+- `shard-00000.json`, …: its counts, its checksum and which images were skipped;
+- `manifest.json`: all of these together, once every shard is there.
+
+A shard counts when its `.json` is there, which is written last. Shards do not depend on
+how many processes wrote them.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import secrets
+from typing import Any
+
+import numpy as np
+
+FORMAT = "keras_imm latent shards"
+VERSION = 1
+SETTINGS = "settings.json"
+MANIFEST = "manifest.json"
+
+
+def record_dtype(
+    moments_shape: tuple[int, int, int], dtype: str, mirrored: bool = False
+) -> np.dtype:
+    """The layout of one record of a shard.
+
+    Args:
+        moments_shape: (H, W, 2C) of the moments.
+        dtype: "float16" or "float32".
+        mirrored: Whether it holds the mirrored image's moments too.
+
+    Returns:
+        A structured dtype with the fields `moments`, `mirrored` where asked for,
+        `label` (int32) and `index` (int64).
+    """
+    moments = (np.dtype(dtype).newbyteorder("<"), tuple(moments_shape))
+    names = ("moments", "mirrored") if mirrored else ("moments",)
+    return np.dtype(
+        [*((name, *moments) for name in names), ("label", "<i4"), ("index", "<i8")]
+    )
+
+
+def shard_name(number: int) -> str:
+    """Name of a shard without its suffix."""
+    return f"shard-{number:05d}"
+
+
+def claim_folder(folder: str | os.PathLike, settings: dict[str, Any]) -> None:
+    """Makes a folder for shards with these settings, or checks that it has the same.
+
+    Args:
+        folder: The folder; it is made if it is not there.
+        settings: What the shards depend on, as JSON can hold it.
+
+    Raises:
+        ValueError: If the folder's shards were made with other settings; the message
+            names the first that differs, with both values.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / SETTINGS
+    if not path.exists():
+        _write_once(path, _json(settings))
+    stored = read_json(path)
+    for name in sorted({*stored, *settings}):
+        if stored.get(name) != settings.get(name):
+            raise ValueError(
+                f"{folder} holds latents made with {name}={stored.get(name)!r}. "
+                f"Received: {name}={settings.get(name)!r}. Continue with the same "
+                "settings, or choose another folder."
+            )
+
+
+def write_shard(
+    folder: str | os.PathLike,
+    number: int,
+    records: np.ndarray,
+    skipped: dict[str, str] | None = None,
+) -> None:
+    """Writes a shard: whole, or not at all if the process dies.
+
+    Args:
+        folder: The folder of shards.
+        number: The shard's number, from 0.
+        records: One-dimensional array of a `record_dtype`.
+        skipped: What was left out: the name of the image and why.
+    """
+    folder = pathlib.Path(folder)
+    path = folder / f"{shard_name(number)}.npy"
+    for left_over in folder.glob(f"{shard_name(number)}.*.tmp"):
+        left_over.unlink(missing_ok=True)
+    temporary = _temporary(path)
+    with open(temporary, "wb") as file:
+        np.save(file, records, allow_pickle=False)
+        _flush(file)
+    entry = {
+        "file": path.name,
+        "records": len(records),
+        "bytes": temporary.stat().st_size,
+        "sha256": sha256(temporary),
+        "skipped": skipped or {},
+    }
+    _rename(temporary, path)
+    write_json(path.with_suffix(".json"), entry)
+
+
+def has_shard(folder: str | os.PathLike, number: int) -> bool:
+    """Whether a shard is there, whole."""
+    return (pathlib.Path(folder) / f"{shard_name(number)}.json").exists()
+
+
+def write_manifest(
+    folder: str | os.PathLike, num_shards: int, description: dict[str, Any]
+) -> bool:
+    """Writes `manifest.json` if every shard is there.
+
+    Args:
+        folder: The folder of shards.
+        num_shards: How many there must be.
+        description: What a reader needs to know: `moments_shape`, `dtype`, `mirrored`,
+            `num_classes`, `class_names`.
+
+    Returns:
+        Whether all shards are there.
+
+    Raises:
+        ValueError: If they hold no record at all.
+    """
+    folder = pathlib.Path(folder)
+    if not all(has_shard(folder, number) for number in range(num_shards)):
+        return False
+    shards = [
+        read_json(folder / f"{shard_name(number)}.json") for number in range(num_shards)
+    ]
+    num_records = sum(shard["records"] for shard in shards)
+    if not num_records:
+        raise ValueError(f"The shards in {folder} hold no record.")
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        **description,
+        "num_records": num_records,
+        "num_skipped": sum(len(shard["skipped"]) for shard in shards),
+        "settings": read_json(folder / SETTINGS),
+        "shards": shards,
+    }
+    write_json(folder / MANIFEST, manifest)
+    return True
+
+
+def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
+    """Reads the manifest of a folder of shards.
+
+    Args:
+        folder: The folder of shards.
+
+    Returns:
+        What `write_manifest` wrote.
+
+    Raises:
+        ValueError: If the folder has no manifest, because it is another folder or
+            because shards are still missing, or if the file is not one.
+    """
+    path = pathlib.Path(folder) / MANIFEST
+    if not path.exists():
+        shards = len(list(pathlib.Path(folder).glob("shard-*.json")))
+        raise ValueError(
+            f"{path} is missing: {folder} is no folder of latents, or its encoding has "
+            f"not finished ({shards} shards are there)."
+        )
+    manifest = read_json(path)
+    found = isinstance(manifest, dict) and (
+        manifest.get("format"),
+        manifest.get("version"),
+    )
+    if found != (FORMAT, VERSION):
+        raise ValueError(
+            f"{path} must say format {FORMAT!r} and version {VERSION}. Received: "
+            f"{found!r}"
+        )
+    return manifest
+
+
+def damaged_shards(folder: str | os.PathLike) -> list[str]:
+    """Reads every shard again.
+
+    Args:
+        folder: A finished folder of shards.
+
+    Returns:
+        For each shard that is not what the manifest says, its path and what is wrong.
+    """
+    folder = pathlib.Path(folder)
+    damaged = []
+    for shard in read_manifest(folder)["shards"]:
+        path = folder / shard["file"]
+        if not path.exists():
+            damaged.append(f"{path} is missing")
+        elif sha256(path) != shard["sha256"]:
+            damaged.append(f"{path} has not the checksum {shard['sha256']}")
+    return damaged
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads a JSON file; ValueError names it where it is none."""
+    try:
+        return json.loads(pathlib.Path(path).read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes a JSON file: whole, or not at all if the process dies."""
+    path = pathlib.Path(path)
+    _rename(_write_temporary(path, _json(content)), path)
+
+
+def _json(content):
+    return json.dumps(content, indent=1).encode() + b"\n"
+
+
+def _write_once(path, content):
+    """Leaves the file alone if another process is first."""
+    temporary = _write_temporary(path, content)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        os.replace(temporary, path)
+    temporary.unlink(missing_ok=True)
+
+
+def _temporary(path):
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _write_temporary(path, content):
+    temporary = _temporary(path)
+    with open(temporary, "wb") as file:
+        file.write(content)
+        _flush(file)
+    return temporary
+
+
+def _flush(file):
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _rename(temporary, path):
+    os.replace(temporary, path)
+    if os.name != "posix":  # elsewhere a folder cannot be flushed
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
