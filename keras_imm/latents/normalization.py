@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -37,7 +38,7 @@ def normalize(z: Any, sigma_data: float = 0.5) -> Any:
     Reference:
         - [Inductive Moment Matching](https://arxiv.org/abs/2503.07565), Appendix I.
     """
-    mean, std = _constants(z, sigma_data)
+    z, mean, std = _with_constants(z, sigma_data)
     return (z - mean) / std * sigma_data
 
 
@@ -54,20 +55,23 @@ def denormalize(x: Any, sigma_data: float = 0.5) -> Any:
     Raises:
         ValueError: If the last axis has not 4 entries or `sigma_data` is not positive.
     """
-    mean, std = _constants(x, sigma_data)
+    x, mean, std = _with_constants(x, sigma_data)
     return x / sigma_data * std + mean
 
 
-def _constants(z, sigma_data):
+def _with_constants(z, sigma_data):
+    """The latents, their mean and their standard deviation in one dtype."""
     check_positive_number("sigma_data", sigma_data)
     shape = getattr(z, "shape", None)
     if not shape or shape[-1] != len(MEAN):
         raise ValueError(
             f"Latents must be an array of shape (..., {len(MEAN)}). Received: "
-            f"{'shape ' + str(tuple(shape)) if shape is not None else repr(z)}"
+            f"{repr(z) if shape is None else f'shape {tuple(shape)}'}"
         )
-    if ops.is_tensor(z):
-        dtype = "float64" if str(z.dtype).endswith("float64") else "float32"
-        return ops.convert_to_tensor(MEAN, dtype), ops.convert_to_tensor(STD, dtype)
-    dtype = np.result_type(z.dtype, np.float32)
-    return np.asarray(MEAN, dtype), np.asarray(STD, dtype)
+    if isinstance(z, np.ndarray):
+        dtype = np.result_type(z.dtype, np.float32)
+        return tuple(np.asarray(values, dtype) for values in (z, MEAN, STD))
+    dtype = keras.backend.result_type(z.dtype, "float32")
+    return tuple(
+        ops.cast(ops.convert_to_tensor(values), dtype) for values in (z, MEAN, STD)
+    )
