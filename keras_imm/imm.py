@@ -320,8 +320,12 @@ class IMM(Generation, trainers.get(), keras.Model):
         if labels is not None:
             _check_training_labels(labels)
             labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
-        if training:
-            check_batch_size(x.shape[0], self.group_size, self.accumulation_steps)
+        check_batch_size(
+            x.shape[0],
+            self.group_size,
+            self.accumulation_steps if training else 1,
+            self.devices_per_batch(),
+        )
         told = None
         if training and self.augmentation is not None:
             x, told = self.augmentation(x, training=True)
@@ -455,8 +459,12 @@ class IMM(Generation, trainers.get(), keras.Model):
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """As `keras.Model.fit`, on batches of x or (x, labels).
 
-        The weights stay raw at the end; their averages stay in the optimizer.
+        The weights stay raw at the end; their averages stay in the optimizer. A data
+        set with the attribute `ordered`, such as those of `keras_imm.datasets`, orders
+        its batches itself: they are not shuffled.
         """
+        if getattr(args[0] if args else kwargs.get("x"), "ordered", False):
+            kwargs["shuffle"] = False
         with self._raw_weights_kept():
             return super().fit(*args, **kwargs)
 

@@ -1,10 +1,15 @@
 """Integer seeds, and the states of the generators that they start."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+
+# Odd, and far from the counters that PyTorch's generators add to the seeds.
+_STRIDE = 0x5F356495
 
 
 def mix_seeds(*seeds: int) -> int:
@@ -34,3 +39,25 @@ def random_states(layer: keras.layers.Layer) -> list[keras.Variable]:
 def assign_state(state: keras.Variable, value: Any) -> None:
     """Sets a random stream to a state of two integers in [0, 2^31)."""
     state.assign(ops.convert_to_tensor(np.asarray(value), state.dtype))
+
+
+@contextlib.contextmanager
+def streams_of_device(layer: keras.layers.Layer, device: Any) -> Iterator[None]:
+    """Inside, a layer draws what is this device's alone.
+
+    The states come in and go out the same on all devices. Device 0 draws what one
+    device alone would.
+
+    Args:
+        layer: Layer whose random streams, and those of its sublayers, are meant.
+        device: Index of the device, an integer or an integer tensor.
+    """
+    states = random_states(layer)
+    seeds = [state.value[:1] * 1 for state in states]
+    for state, seed in zip(states, seeds, strict=True):
+        own = ops.cast(seed, "int64") + ops.cast(device, "int64") * _STRIDE
+        own = ops.cast(own % 2**31, state.dtype)
+        state.assign(ops.concatenate([own, state.value[1:]]))
+    yield
+    for state, seed in zip(states, seeds, strict=True):
+        state.assign(ops.concatenate([seed, state.value[1:]]))

@@ -69,19 +69,26 @@ def check_integer(name: str, value: Any, at_least: int) -> None:
 
 
 def check_batch_size(
-    batch: int | None, group_size: int, accumulation_steps: int = 1
+    batch: int | None, group_size: int, accumulation_steps: int = 1, devices: int = 1
 ) -> None:
-    """Raises ValueError if a known batch size does not split into whole groups."""
-    if isinstance(batch, int) and batch % (group_size * accumulation_steps):
+    """Raises ValueError if a known batch size does not split into whole groups.
+
+    `devices` share the batch evenly.
+    """
+    if isinstance(batch, int) and batch % (group_size * accumulation_steps * devices):
         raise ValueError(
-            batch_size_message(group_size, accumulation_steps) + f"{batch}"
+            batch_size_message(group_size, accumulation_steps, devices) + f"{batch}"
         )
 
 
-def batch_size_message(group_size: int, accumulation_steps: int) -> str:
+def batch_size_message(
+    group_size: int, accumulation_steps: int, devices: int = 1
+) -> str:
     """What is wrong with a batch size, up to the batch size."""
+    several = devices > 1
     return (
         "The batch size must be a multiple of `group_size` times "
-        f"`accumulation_steps`. Received: group_size={group_size}, "
-        f"accumulation_steps={accumulation_steps}, batch size "
+        f"`accumulation_steps`{' times the number of devices' if several else ''}. "
+        f"Received: group_size={group_size}, accumulation_steps={accumulation_steps}, "
+        f"{f'{devices} devices, ' if several else ''}batch size "
     )

@@ -10,6 +10,8 @@ A trainer is a mixin for a `keras.Model` with these methods and attributes:
 - `update_logs(loss)`: adds a batch's loss to the running mean, returns the logs;
 - `accumulation_steps` and `group_size`: positive integers.
 
+and gives it `devices_per_batch()`: the devices that share the batch of a step.
+
 Each trainer computes the target without keeping activations, accumulates gradients
 over the micro-batches and applies the optimizer once.
 """

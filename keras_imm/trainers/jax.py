@@ -1,12 +1,14 @@
 """The train step under JAX."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import keras
+
+from keras_imm.validation import batch_size_message
 
 
 class Trainer:
@@ -47,6 +49,7 @@ class Trainer:
         particles, non_trainable = stateless(
             lambda: self.draw_particles(data, training=True), trainable, non_trainable
         )
+        particles = _shared_by_groups(particles)
         if self.accumulation_steps == 1:
             loss, gradients, non_trainable = loss_and_gradients(
                 particles, non_trainable
@@ -56,7 +59,8 @@ class Trainer:
             def body(carry, index):
                 loss_sum, gradient_sum, non_trainable = carry
                 loss, gradients, non_trainable = loss_and_gradients(
-                    self.micro_batch(particles, index), non_trainable
+                    _shared_by_groups(self.micro_batch(particles, index)),
+                    non_trainable,
                 )
                 gradient_sum = jax.tree.map(jnp.add, gradient_sum, gradients)
                 return (loss_sum + loss, gradient_sum, non_trainable), None
@@ -87,6 +91,23 @@ class Trainer:
         ]
         logs, metrics = self._stateless_logs(loss, metrics)
         return logs, (trainable, non_trainable, metrics)
+
+    def devices_per_batch(self) -> int:
+        """Devices that share the batch of a step."""
+        distribution = keras.distribution.distribution()
+        return 1 if distribution is None else distribution.num_model_replicas
+
+    def make_train_function(self, force: bool = False) -> None:
+        if self.train_function is None or force:
+            super().make_train_function(force=True)
+            self.train_function = self._naming_the_batch_size(
+                self.train_function, self.accumulation_steps
+            )
+
+    def make_test_function(self, force: bool = False) -> None:
+        if self.test_function is None or force:
+            super().make_test_function(force=True)
+            self.test_function = self._naming_the_batch_size(self.test_function, 1)
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         with self._variables_put_back():
@@ -119,8 +140,36 @@ class Trainer:
             self._jax_state = None
             raise
 
+    def _naming_the_batch_size(self, function: Callable, steps: int) -> Callable:
+        """Says which batch sizes the devices can share where JAX names its shards."""
+
+        def named(state, iterator):
+            try:
+                return function(state, iterator)
+            except ValueError as error:
+                if "divi" not in str(error) or "harding" not in str(error):
+                    raise
+                devices = self.devices_per_batch()
+                message = batch_size_message(self.group_size, steps, devices)
+                raise ValueError(f"{message}as follows. {error}") from error
+
+        return named
+
     def _stateless_logs(self, loss: Any, metrics: list) -> tuple[dict, list]:
         mapping = list(zip(self.metrics_variables, metrics, strict=True))
         with keras.StatelessScope(state_mapping=mapping) as scope:
             logs = self.update_logs(loss)
         return logs, [scope.get_current_value(v) for v in self.metrics_variables]
+
+
+def _shared_by_groups(particles: Any) -> Any:
+    """Particles split over the devices by whole groups, where there are several."""
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return particles
+
+    def shared(field):
+        layout = distribution.get_data_layout(field.shape).backend_layout
+        return jax.lax.with_sharding_constraint(field, layout)
+
+    return jax.tree.map(shared, particles)

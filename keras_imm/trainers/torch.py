@@ -1,38 +1,164 @@
 """The train step under PyTorch."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
+
+from keras_imm.seeds import streams_of_device
 
 
 class Trainer:
-    """Eager steps; gradients by `torch.autograd.grad`, none stored on the weights."""
+    """Eager steps, alone or in one of several processes."""
 
     def train_step(self, data: Any) -> dict:
-        variables = self.trainable_variables
-        weights = [v.value for v in variables]
-        steps = self.accumulation_steps
-        loss_sum, gradient_sum = 0.0, [None] * len(weights)
-        with torch.no_grad():
-            particles = self.draw_particles(data, training=True)
-        for index in range(steps):
-            part = self.micro_batch(particles, index) if steps > 1 else particles
+        with self._own_streams():
             with torch.no_grad():
-                y_target = self.compute_target(part, training=True)
+                particles = self.draw_particles(data, training=True)
+            if _processes() == 1:
+                loss, gradients = self._gradients(particles)
+            else:
+                loss, gradients = self._gradients_of_processes(particles)
+        with torch.no_grad():
+            steps = self.accumulation_steps
+            if steps > 1:
+                gradients = [g if g is None else g / steps for g in gradients]
+            self.optimizer.apply(gradients, self.trainable_variables)
+            return self.update_logs(_mean_of_processes(loss / steps))
+
+    def _gradients(self, particles: Any) -> tuple[Any, list]:
+        """Sums over the micro-batches, by `autograd.grad`: none stored on weights."""
+        weights = [v.value for v in self.trainable_variables]
+        loss_sum, gradient_sum = 0.0, [None] * len(weights)
+        for part, y_target, _ in self._parts(particles):
             loss = self.compute_objective(part, y_target, training=True)
             gradients = torch.autograd.grad(
                 self.optimizer.scale_loss(loss), weights, allow_unused=True
             )
             loss_sum = loss_sum + loss.detach()
-            gradient_sum = [
-                b if a is None else a if b is None else a + b
-                for a, b in zip(gradient_sum, gradients, strict=True)
-            ]
-        with torch.no_grad():
-            if steps > 1:
-                gradient_sum = [g if g is None else g / steps for g in gradient_sum]
-            self.optimizer.apply(gradient_sum, variables)
-            return self.update_logs(loss_sum / steps)
+            with torch.no_grad():
+                gradient_sum = [
+                    b if a is None else a if b is None else a + b
+                    for a, b in zip(gradient_sum, gradients, strict=True)
+                ]
+        return loss_sum, gradient_sum
+
+    def _gradients_of_processes(self, particles: Any) -> tuple[Any, list]:
+        """Sums over the micro-batches of the means over the processes."""
+        if not self.built:
+            self.build(particles.x_t.shape)
+        weights = [v.value for v in self.trainable_variables]
+        if self._parallel is None or not self._parallel.is_of(weights):
+            self._parallel = _ParallelObjective(self, weights)
+        loss_sum = 0.0
+        for part, y_target, is_last in self._parts(particles):
+            loss_sum = loss_sum + self._parallel.backward(part, y_target, is_last)
+        gradients = [weight.grad for weight in weights]
+        for weight in weights:
+            weight.grad = None
+        return loss_sum, gradients
+
+    def _parts(self, particles: Any) -> Iterator[tuple]:
+        """Micro-batch, its target, and whether it is the last."""
+        steps = self.accumulation_steps
+        for index in range(steps):
+            part = self.micro_batch(particles, index) if steps > 1 else particles
+            with torch.no_grad():
+                y_target = self.compute_target(part, training=True)
+            yield part, y_target, index == steps - 1
 
     def test_step(self, data: Any) -> dict:
-        return self.update_logs(self.evaluate_objective(data))
+        with self._own_streams():
+            loss = self.evaluate_objective(data)
+        return self.update_logs(_mean_of_processes(loss))
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        _check_lengths(x)
+        self._parallel = None  # the first step makes the processes equal again
+        return super().fit(x, *args, **kwargs)
+
+    _parallel = None
+
+    def devices_per_batch(self) -> int:
+        """Devices that share the batch of a step: each process sees its own."""
+        return 1
+
+    def _own_streams(self) -> contextlib.AbstractContextManager:
+        """Noise and masks of this process alone."""
+        if _processes() == 1:
+            return contextlib.nullcontext()
+        return streams_of_device(self, dist.get_rank())
+
+
+class _ParallelObjective:
+    """The loss of a model in `DistributedDataParallel`.
+
+    All processes go on from the state of the first.
+    """
+
+    def __init__(self, model: Any, weights: list):
+        self._objective = torch.nn.parallel.DistributedDataParallel(
+            _Objective(model, weights),
+            broadcast_buffers=False,
+            find_unused_parameters=True,
+            gradient_as_bucket_view=True,
+        )
+        self._weights = weights
+        rest = model.non_trainable_variables + model.optimizer.variables
+        with torch.no_grad():
+            for variable in rest:
+                dist.broadcast(variable.value.data, src=0)
+
+    def is_of(self, weights: list) -> bool:
+        """Whether these are the weights that the processes keep equal."""
+        same = len(weights) == len(self._weights)
+        return same and all(a is b for a, b in zip(weights, self._weights, strict=True))
+
+    def backward(self, particles: Any, y_target: Any, is_last: bool) -> Any:
+        """Adds to the weights' gradients, and to all processes' with the last part."""
+        alone = contextlib.nullcontext if is_last else self._objective.no_sync
+        with alone():
+            scaled, loss = self._objective(particles, y_target)
+            scaled.backward()
+        return loss
+
+
+class _Objective(torch.nn.Module):
+    """A model's loss, scaled and not, as a module of its trainable weights."""
+
+    def __init__(self, model: Any, weights: list):
+        super().__init__()
+        self.weights = torch.nn.ParameterList(weights)
+        self._model = (model,)  # not a submodule: its other weights stay out
+
+    def forward(self, particles: Any, y_target: Any) -> tuple[Any, Any]:
+        (model,) = self._model
+        loss = model.compute_objective(particles, y_target, training=True)
+        return model.optimizer.scale_loss(loss), loss.detach()
+
+
+def _processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _mean_of_processes(loss: Any) -> Any:
+    if _processes() == 1:
+        return loss
+    total = loss.detach().clone()
+    dist.all_reduce(total)
+    return total / _processes()
+
+
+def _check_lengths(data: Any) -> None:
+    """Raises ValueError where processes would wait for each other's batches."""
+    if _processes() == 1:
+        return
+    lengths = [None] * _processes()
+    dist.all_gather_object(lengths, len(data) if hasattr(data, "__len__") else None)
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            "Every process must be given as much data as the others. "
+            f"Received: data of lengths {lengths}"
+        )

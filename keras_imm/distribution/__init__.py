@@ -1,0 +1,23 @@
+"""Several devices for one training run, with the means of each backend."""
+
+from keras_imm.distribution.layouts import dit_layout_map
+from keras_imm.distribution.strategy import (
+    Strategy,
+    barrier,
+    initialize,
+    is_chief,
+    num_devices,
+    process_count,
+    process_index,
+)
+
+__all__ = [
+    "Strategy",
+    "barrier",
+    "dit_layout_map",
+    "initialize",
+    "is_chief",
+    "num_devices",
+    "process_count",
+    "process_index",
+]

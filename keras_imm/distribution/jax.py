@@ -1,0 +1,44 @@
+"""Devices under JAX: all those of all hosts, in one mesh."""
+
+from typing import Any
+
+import jax
+import keras
+
+
+def start(processes: tuple, devices: list[str] | None) -> Any:
+    """Joins the other hosts and makes `DataParallel` the current distribution."""
+    if processes[0] is not None:
+        keras.distribution.initialize(*processes)
+    devices = devices or keras.distribution.list_devices()
+    if len(devices) == 1:
+        return None
+    # Each host reads its own share of the data.
+    strategy = keras.distribution.DataParallel(
+        devices=devices, auto_shard_dataset=False
+    )
+    keras.distribution.set_distribution(strategy)
+    return strategy
+
+
+def num_devices() -> int:
+    """Shards of a batch, also under a `ModelParallel` distribution."""
+    distribution = keras.distribution.distribution()
+    return 1 if distribution is None else distribution.num_model_replicas
+
+
+def process_count() -> int:
+    """Hosts that joined; asking does not start JAX."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def process_index() -> int:
+    """This host's index."""
+    return jax.process_index() if jax.distributed.is_initialized() else 0
+
+
+def barrier() -> None:
+    """Waits for the other hosts."""
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices("keras_imm")

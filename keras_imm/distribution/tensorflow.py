@@ -1,0 +1,43 @@
+"""Devices under TensorFlow: those of one process."""
+
+from typing import Any
+
+import tensorflow as tf
+
+_started = None
+
+
+def start(processes: tuple, devices: list[str] | None) -> Any:
+    """Makes a `MirroredStrategy`."""
+    global _started
+    if processes[0] is not None:
+        raise ValueError(
+            "Under TensorFlow one process has all devices. "
+            f"Received: coordinator_address={processes[0]!r}"
+        )
+    _started = None
+    if devices is None:
+        gpus = tf.config.list_logical_devices("GPU")
+        devices = [d.name for d in gpus or tf.config.list_logical_devices("CPU")]
+    if len(devices) > 1:
+        _started = tf.distribute.MirroredStrategy([name.upper() for name in devices])
+    return _started
+
+
+def num_devices() -> int:
+    """Replicas of the strategy that was started."""
+    return 1 if _started is None else _started.num_replicas_in_sync
+
+
+def process_count() -> int:
+    """One process has all devices."""
+    return 1
+
+
+def process_index() -> int:
+    """The only process is the first."""
+    return 0
+
+
+def barrier() -> None:
+    """One process waits for none."""
