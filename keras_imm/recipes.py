@@ -1,5 +1,6 @@
 """The published experiments by name, as data: Table 5 of the paper."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -220,6 +221,7 @@ def build(
     dtype: Any = None,
     accumulation_steps: int = 1,
     seed: int = 0,
+    network: Mapping[str, Any] | None = None,
     **overrides,
 ) -> IMM:
     """Makes the compiled model of a recipe, with new weights.
@@ -231,6 +233,8 @@ def build(
         accumulation_steps: Parts that a batch is split into, whose gradients are
             averaged.
         seed: Integer that starts the model's random streams.
+        network: Arguments of the backbone that win over those of the preset and of
+            the recipe, such as `{"depth": 2}`, for trials.
         **overrides: Attributes of `Recipe` that replace its values, such as
             `learning_rate` or `image_shape`. Those of data and sampling
             (`batch_size`, `iterations`, `sampler`, `time_grid`, `guidance_scale`,
@@ -258,12 +262,15 @@ def build(
     options = {"augmentation_dim": 9} if recipe.augmentation else {}
     backbone = _BACKBONES[recipe.backbone].from_preset(
         recipe.preset,
-        image_shape=recipe.image_shape,
-        num_classes=recipe.num_classes,
-        dropout=recipe.dropout,
-        seed=seed,
-        dtype=dtype,
-        **options,
+        **{
+            "image_shape": recipe.image_shape,
+            "num_classes": recipe.num_classes,
+            "dropout": recipe.dropout,
+            "seed": seed,
+            "dtype": dtype,
+            **options,
+            **(network or {}),
+        },
     )
     model = IMM(
         backbone,

@@ -126,6 +126,14 @@ def test_a_built_model_trains_and_samples(name, small_networks):
     assert model.generate(num_samples=2, num_steps=1).shape == (2, *shape)
 
 
+def test_arguments_of_the_network_win_over_its_preset_and_the_recipe():
+    options = {"hidden_size": 16, "depth": 1, "num_heads": 2, "num_classes": 5}
+    model = recipes.build("imagenet256_dit_s_2", network=options)
+    network = model.backbone
+    assert (network.hidden_size, network.depth, network.num_heads) == (16, 1, 2)
+    assert network.patch_size == 2 and model.num_classes == 5
+
+
 def test_the_published_sizes():
     model = recipes.build("cifar10")
     # The network of Table 5 (56,061,443), told of the augmentation: 9 x 128 more.
