@@ -19,6 +19,7 @@ BACKENDS = ("jax", "tensorflow", "torch")
 
 # A room imports only rooms of lower floors, and itself.
 FLOORS = {
+    "atomic": 0,
     "precision": 0,
     "registry": 0,
     "seeds": 0,
