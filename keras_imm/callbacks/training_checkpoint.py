@@ -1,0 +1,285 @@
+"""Runs that survive being killed."""
+
+import json
+import os
+import pathlib
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_imm import distribution
+from keras_imm.atomic import atomic_directory, remove_directory, remove_unfinished
+from keras_imm.validation import check_integer
+
+_FORMAT = 1
+_WEIGHTS = "model.weights.h5"
+_STATE = "state.json"
+_NAME = re.compile(r"step-(\d{9,})")
+
+
+class TrainingCheckpoint(keras.callbacks.Callback):
+    """Makes a killed `fit` continue, when it is run again, as if nothing had happened.
+
+    At the end of every `freq`-th epoch it writes one checkpoint: weights, their
+    averages, the optimizer's and the random states, the global step, the position in
+    the data and the logs of all epochs so far. `fit` with the same `directory` starts
+    from the newest checkpoint: the weights, the averages and the logs of a run that
+    was killed at any moment are then, on one machine and backend, bit-equal to those
+    of a run that was not. Epochs may be as short as you like (`steps_per_epoch` of
+    `keras_imm.datasets.load`).
+
+    A checkpoint is written to a temporary folder, synchronised with the disk and
+    renamed: a reader sees a whole checkpoint or none. It must stand last among the
+    callbacks, so that the logs that it keeps are complete.
+
+    Args:
+        directory: Folder of the checkpoints, `step-000000100` and so on; made if
+            missing.
+        dataset: The data set that `fit` is given, where it moves on from epoch to
+            epoch: an object with `get_state()`, which returns JSON, and
+            `set_state(state)`; its `fingerprint` (a dict of JSON), if it has one, must
+            be the same when the run continues. None for data that are the same in
+            every epoch.
+        settings: Further JSON values that must be the same when the run continues,
+            such as the name of the recipe. The configuration of the model and of its
+            optimizer and the number of steps in an epoch always must.
+        freq: Epochs between checkpoints. The last epoch always ends with one.
+        keep: How many of the newest checkpoints stay.
+
+    Attributes:
+        logs: A list of the logs of every epoch since the run began, each with its
+            `epoch`, counted from 1.
+
+    Raises:
+        ValueError: If an argument is out of range; at the start of `fit`, if the
+            checkpoint is that of another run: the error names the setting and its two
+            values.
+        OSError: If a checkpoint cannot be written. The last good one stays.
+
+    Example:
+
+    ```python
+    dataset = keras_imm.datasets.load("cifar10", batch_size=256)
+    model.fit(
+        dataset,
+        epochs=100,
+        callbacks=[keras_imm.callbacks.TrainingCheckpoint("runs/a", dataset)],
+    )
+    ```
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        dataset: Any = None,
+        settings: Mapping[str, Any] | None = None,
+        freq: int = 1,
+        keep: int = 2,
+    ):
+        super().__init__()
+        check_integer("freq", freq, at_least=1)
+        check_integer("keep", keep, at_least=1)
+        missing = [
+            name for name in ("get_state", "set_state") if not hasattr(dataset, name)
+        ]
+        if dataset is not None and missing:
+            raise ValueError(
+                "`dataset` must have `get_state()` and `set_state(state)`. Received: "
+                f"{type(dataset).__name__} without {' and '.join(missing)}"
+            )
+        self.directory = pathlib.Path(directory)
+        self.dataset = dataset
+        self.settings = dict(settings or {})
+        self.freq = freq
+        self.keep = keep
+        self.logs: list[dict] = []
+        self._described: dict | None = None
+
+    # -- During fit
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        if self._described is None:  # before anything changes the learning rate
+            self._described = describe(self._identity())
+        self._restored = 0
+        if distribution.is_chief():
+            self._prepare_directory()
+        distribution.barrier()
+        checkpoints = self.checkpoints()
+        if checkpoints:
+            state = self._restore(checkpoints)
+            # Where `fit` goes on; Keras reads it right after this method.
+            self.model._initial_epoch = state["epoch"]
+            self.logs = state["logs"]
+            self._restored = len(self.logs)
+            self._saved = state["epoch"]
+        else:
+            self.logs, self._saved = [], 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self.model._initial_epoch = None  # the next `fit` starts where it is told to
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        self._epoch = epoch + 1
+        values = {name: float(value) for name, value in (logs or {}).items()}
+        self.logs.append({"epoch": self._epoch, **values})
+        if self._epoch % self.freq == 0 or self._epoch == self.params.get("epochs"):
+            self.save()
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        self.model._initial_epoch = None
+        if len(self.logs) > self._restored and self._saved < self._epoch:
+            self.save()  # another callback has stopped the run
+        self._complete_history()
+
+    def _complete_history(self) -> None:
+        """Puts the epochs before the restart into what `fit` returns."""
+        history = getattr(self.model, "history", None)
+        if not isinstance(history, keras.callbacks.History):
+            history = self.model.history = keras.callbacks.History()
+            history.epoch = []
+        before = self.logs[: self._restored]
+        names = dict.fromkeys(name for entry in before for name in entry)
+        names.pop("epoch", None)
+        for name in names:
+            earlier = [entry[name] for entry in before if name in entry]
+            history.history[name] = earlier + history.history.get(name, [])
+        history.epoch = [entry["epoch"] - 1 for entry in before] + history.epoch
+
+    # -- Checkpoints
+
+    def checkpoints(self) -> list[pathlib.Path]:
+        """Folders of the checkpoints, the newest first."""
+        found = [
+            (int(match[1]), path)
+            for path in self.directory.glob("step-*")
+            if (match := _NAME.fullmatch(path.name)) and path.is_dir()
+        ]
+        return [path for _, path in sorted(found, reverse=True)]
+
+    def save(self) -> None:
+        """Writes a checkpoint of the model and the data set as they are now."""
+        step = int(ops.convert_to_numpy(self.model.optimizer.iterations))
+        path = self.directory / f"step-{step:09d}"
+        if distribution.is_chief() and not path.exists():
+            try:
+                self._write(path, step)
+            except Exception as error:
+                good = self.checkpoints()
+                raise OSError(
+                    f"Cannot write the checkpoint {str(path)!r}: {error}. The last "
+                    f"good checkpoint is {str(good[0]) if good else 'not there yet'!r}."
+                ) from error
+            for old in self.checkpoints()[self.keep :]:
+                remove_directory(old)
+        self._saved = self._epoch
+        distribution.barrier()
+
+    def _write(self, path: pathlib.Path, step: int) -> None:
+        state = {
+            "format": _FORMAT,
+            "epoch": self._epoch,
+            "step": step,
+            "described": self._described,
+            "dataset": None if self.dataset is None else self.dataset.get_state(),
+            "logs": self.logs,
+        }
+        with atomic_directory(path) as folder:
+            self.model.save_weights(folder / _WEIGHTS)
+            (folder / _STATE).write_text(json.dumps(state, indent=1))
+
+    def _prepare_directory(self) -> None:
+        """Finds out before the first epoch whether checkpoints can be written."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(self.directory)
+            probe = self.directory / f".unfinished-probe-{os.getpid()}"
+            probe.mkdir()
+            probe.rmdir()
+        except OSError as error:
+            raise OSError(
+                f"Cannot write checkpoints into {str(self.directory)!r}: {error}"
+            ) from error
+
+    def _restore(self, checkpoints: list[pathlib.Path]) -> dict:
+        """Puts back the newest checkpoint that can be read, and says if it is not."""
+        for i, path in enumerate(checkpoints):
+            try:
+                state = json.loads((path / _STATE).read_text())
+                if state["format"] != _FORMAT:
+                    raise ValueError(f"its format is {state['format']}, not {_FORMAT}")
+                self._check_same_run(path, state["described"])
+                self.model.load_weights(path / _WEIGHTS)
+            except _OtherRunError as error:
+                raise ValueError(str(error)) from None
+            except (OSError, ValueError, KeyError) as error:
+                if i == len(checkpoints) - 1:
+                    raise ValueError(
+                        f"Cannot read the checkpoint {str(path)!r}: {error}"
+                    ) from error
+                warnings.warn(
+                    f"Cannot read the checkpoint {str(path)!r}: {error}. "
+                    f"Continuing from {str(checkpoints[i + 1])!r}.",
+                    stacklevel=2,
+                )
+            else:
+                if self.dataset is not None:
+                    self.dataset.set_state(state["dataset"])
+                return state
+        raise AssertionError("there was no checkpoint")
+
+    def _identity(self) -> dict:
+        """What makes a run this run."""
+        return {
+            "settings": self.settings,
+            "dataset": getattr(self.dataset, "fingerprint", None),
+            "steps_per_epoch": self.params.get("steps"),
+            "model": self.model.get_config(),
+            "optimizer": self.model.get_compile_config().get("optimizer"),
+        }
+
+    def _check_same_run(self, path: pathlib.Path, saved: dict) -> None:
+        for name in sorted(saved.keys() | self._described.keys()):
+            before, now = (d.get(name) for d in (saved, self._described))
+            if before != now:
+                raise _OtherRunError(
+                    f"Cannot continue the run of {str(path)!r}: `{name}` was "
+                    f"{before!r} and is {now!r}. Run with the same settings, or with "
+                    "another directory to start anew."
+                )
+
+
+class _OtherRunError(Exception):
+    """The checkpoint is whole, but of a run with other settings."""
+
+
+def describe(identity: Any) -> dict:
+    """Nested settings as one flat dict, `{"dataset.batch_size": 256, ...}`.
+
+    Names that Keras counts up within a process, and what it derives from the rest, are
+    left out.
+    """
+    flat = {}
+
+    def visit(path, value):
+        if isinstance(value, dict):
+            layer = "class_name" in value and value["class_name"] != "DTypePolicy"
+            for key, item in value.items():
+                if key in ("build_config", "compile_config", "registered_name"):
+                    continue
+                if key == "config" and layer and isinstance(item, dict):
+                    item = {k: v for k, v in item.items() if k != "name"}
+                visit((*path, key), item)
+        elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
+            for i, item in enumerate(value):
+                visit((*path, str(i)), item)
+        else:
+            flat[".".join(part for part in path if part != "config")] = value
+
+    identity = json.loads(json.dumps(identity, default=str))
+    identity["model"].pop("name", None)
+    visit((), identity)
+    return flat

@@ -1,0 +1,397 @@
+import errno
+import json
+import pathlib
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_imm import atomic
+from keras_imm.callbacks import TerminateOnNonFinite, TrainingCheckpoint
+from keras_imm.callbacks.terminate_on_non_finite import redraw_particles
+
+
+class Stream(keras.utils.PyDataset):
+    """Other batches in every epoch, as a data set of keras_imm gives them."""
+
+    ordered = True
+
+    def __init__(self, batch_size=8, steps=3, seed=0, bad=()):
+        super().__init__()
+        self.batch_size, self.steps, self.seed, self.bad = batch_size, steps, seed, bad
+        self.epoch, self.running = 0, False
+
+    @property
+    def fingerprint(self):
+        return {"batch_size": self.batch_size, "name": "a", "seed": self.seed}
+
+    def __len__(self):
+        return self.steps
+
+    def __getitem__(self, i):
+        position = self.epoch * self.steps + i
+        rng = np.random.default_rng([self.seed, position])
+        x = 0.5 * rng.standard_normal((self.batch_size, 4, 4, 1)).astype("float32")
+        if position in self.bad:
+            x[3] = np.nan
+        return x, (np.arange(self.batch_size) % 3).astype("int32")
+
+    def on_epoch_begin(self):
+        self.running = True
+
+    def on_epoch_end(self):
+        self.epoch += self.running
+        self.running = False
+
+    def get_state(self):
+        return {"epoch": self.epoch}
+
+    def set_state(self, state):
+        self.epoch = state["epoch"]
+
+    def batch_indices(self, i):
+        start = (self.epoch * self.steps + i) * self.batch_size
+        return np.arange(start, start + self.batch_size)
+
+    def record_name(self, index):
+        return f"record-{index}"
+
+
+class Killed(Exception):
+    pass
+
+
+class Kill(keras.callbacks.Callback):
+    def __init__(self, epoch, batch):
+        super().__init__()
+        self.at = (epoch, batch)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == self.at:
+            raise Killed
+
+
+@pytest.fixture
+def new_run(make_model, tmp_path):
+    """Model, data and checkpoint of one process; the last two as keywords say."""
+
+    def make(
+        folder="run", rate=1e-2, settings=None, freq=1, keep=2, dropout=0.1, **stream
+    ):
+        optimizer = keras.optimizers.Adam(
+            keras.optimizers.schedules.CosineDecay(rate, 100),
+            use_ema=True,
+            ema_momentum=0.9,
+        )
+        model = make_model({"optimizer": optimizer}, dropout=dropout)
+        dataset = Stream(**stream)
+        return (
+            model,
+            dataset,
+            TrainingCheckpoint(
+                tmp_path / folder, dataset, settings, freq=freq, keep=keep
+            ),
+        )
+
+    return make
+
+
+def state_of(model):
+    """All that training changes: weights, averages, moments, counters, streams."""
+    return [
+        ops.convert_to_numpy(v) for v in (*model.variables, *model.optimizer.variables)
+    ]
+
+
+def assert_same(model, other):
+    ours, theirs = state_of(model), state_of(other)
+    assert len(ours) == len(theirs) > 10
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def run(model, dataset, checkpoint, epochs, kill=None):
+    callbacks = [checkpoint] if kill is None else [Kill(*kill), checkpoint]
+    return model.fit(dataset, epochs=epochs, verbose=0, callbacks=callbacks)
+
+
+def test_killed_runs_continue_as_if_nothing_had_happened(new_run):
+    whole, data, checkpoint = new_run("whole")
+    history = run(whole, data, checkpoint, 5)
+    # In the first epoch, in mid-epoch, at the first batch after a checkpoint.
+    for kill in ((0, 1), (2, 1), (3, 0)):
+        with pytest.raises(Killed):
+            run(*new_run("killed"), 5, kill)
+    model, data, again = new_run("killed")
+    assert not np.array_equal(state_of(model)[0], state_of(whole)[0])
+    resumed = run(model, data, again, 5)
+    assert_same(model, whole)
+    assert data.epoch == 5
+    assert resumed.history == history.history
+    assert resumed.epoch == history.epoch == [0, 1, 2, 3, 4]
+    assert again.logs == checkpoint.logs
+    assert len({entry["loss"] for entry in again.logs}) == 5
+
+
+def test_a_finished_run_does_nothing_and_a_longer_one_goes_on(new_run):
+    run(*new_run(), 2)
+    model, data, checkpoint = new_run()
+    history = run(model, data, checkpoint, 2)
+    assert int(ops.convert_to_numpy(model.optimizer.iterations)) == 6
+    assert history.epoch == [0, 1] and len(history.history["loss"]) == 2
+    run(model, data, checkpoint, 4)  # the same process
+    whole, data, checkpoint = new_run("whole")
+    run(whole, data, checkpoint, 4)
+    assert_same(model, whole)
+
+
+def test_a_second_fit_equals_one_long_fit(new_run):
+    twice, data, _ = new_run()
+    twice.fit(data, epochs=2, verbose=0)
+    twice.fit(data, epochs=2, verbose=0)
+    once, data, _ = new_run()
+    once.fit(data, epochs=4, verbose=0)
+    assert_same(twice, once)
+
+
+def test_fit_never_shuffles_the_batches_of_an_ordered_data_set(new_run):
+    seen = []
+
+    class Recorder(Stream):
+        def __getitem__(self, i):
+            seen.append((self.epoch, i))
+            return super().__getitem__(i)
+
+    model, _, _ = new_run()
+    data = Recorder(steps=12)
+    model.fit(data, epochs=1, verbose=0, shuffle=True)
+    assert [i for _, i in seen][-12:] == list(range(12))
+
+
+def test_two_checkpoints_stay_and_hold_what_they_say(new_run, tmp_path):
+    model, data, checkpoint = new_run()
+    run(model, data, checkpoint, 5)
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == ["step-000000012", "step-000000015"]
+    assert [path.name for path in checkpoint.checkpoints()] == names[::-1]
+    state = json.loads((tmp_path / "run" / names[1] / "state.json").read_text())
+    assert (state["step"], state["epoch"], state["dataset"]) == (15, 5, {"epoch": 5})
+
+
+def test_freq_and_the_last_epoch(new_run, tmp_path):
+    run(*new_run(freq=3, keep=9), 5)
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == ["step-000000009", "step-000000015"]
+
+
+def test_a_stopped_run_ends_with_a_checkpoint(new_run, tmp_path):
+    model, data, checkpoint = new_run(freq=10)
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1
+
+    model.fit(data, epochs=9, verbose=0, callbacks=[Stop(), checkpoint])
+    assert [p.name for p in checkpoint.checkpoints()] == ["step-000000006"]
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "before", "now"),
+    [
+        ({"batch_size": 16}, "dataset.batch_size", "8", "16"),
+        ({"seed": 1}, "dataset.seed", "0", "1"),
+        ({"steps": 4}, "steps_per_epoch", "3", "4"),
+        ({"settings": {"recipe": "b"}}, "settings.recipe", "'a'", "'b'"),
+        ({"dropout": 0.2}, "model.backbone.dropout", "0.1", "0.2"),
+        (
+            {"rate": 0.5},
+            "optimizer.learning_rate.initial_learning_rate",
+            "0.01",
+            "0.5",
+        ),
+    ],
+)
+def test_another_run_is_refused_with_both_values(new_run, change, name, before, now):
+    run(*new_run(settings={"recipe": "a"}), 1)
+    model, data, checkpoint = new_run(**{"settings": {"recipe": "a"}, **change})
+    untouched = state_of(model)
+    with pytest.raises(ValueError, match=f"`{name}` was {before} and is {now}"):
+        run(model, data, checkpoint, 2)
+    for a, b in zip(untouched, state_of(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_names_that_keras_counts_up_do_not_matter(new_run):
+    run(*new_run(settings={"recipe": "a"}), 1)
+    keras.layers.Dense(1)
+    run(*new_run(settings={"recipe": "a"}), 2)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(new_run, tmp_path):
+    whole, data, checkpoint = new_run("whole")
+    run(whole, data, checkpoint, 4)
+    run(*new_run(), 3)
+    newest = tmp_path / "run" / "step-000000009" / "model.weights.h5"
+    newest.write_bytes(newest.read_bytes()[:2000])
+    model, data, checkpoint = new_run()
+    with pytest.warns(UserWarning, match=r"step-000000009.*Continuing from .*000006"):
+        run(model, data, checkpoint, 4)
+    assert_same(model, whole)
+    for path in checkpoint.checkpoints():
+        (path / "state.json").write_text("{")
+    with pytest.raises(ValueError, match=r"Cannot read the checkpoint .*step-"):
+        run(*new_run(), 5)
+
+
+def test_what_a_killed_write_leaves_is_ignored_and_removed(new_run, tmp_path):
+    run(*new_run(), 2)
+    left = tmp_path / "run" / ".unfinished-step-000000009-0"
+    shutil.copytree(tmp_path / "run" / "step-000000006", left)
+    model, data, checkpoint = new_run()
+    run(model, data, checkpoint, 2)
+    assert int(ops.convert_to_numpy(model.optimizer.iterations)) == 6
+    assert not left.exists()
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(new_run, tmp_path, monkeypatch):
+    model, data, checkpoint = new_run()
+    run(model, data, checkpoint, 1)
+    save = model.save_weights
+
+    def full(path):
+        save(path)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(model, "save_weights", full)
+    with pytest.raises(OSError, match=r"step-000000006.*No space left.*step-000000003"):
+        run(model, data, checkpoint, 2)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["step-000000003"]
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_training(new_run, tmp_path):
+    (tmp_path / "run").write_text("a file")
+    model, data, checkpoint = new_run()
+    before = state_of(model)
+    with pytest.raises(OSError, match=r"Cannot write checkpoints into .*run"):
+        run(model, data, checkpoint, 1)
+    np.testing.assert_array_equal(before[0], state_of(model)[0])
+
+
+def test_arguments():
+    with pytest.raises(ValueError, match="`freq` must"):
+        TrainingCheckpoint("a", freq=0)
+    with pytest.raises(ValueError, match="`keep` must"):
+        TrainingCheckpoint("a", keep=0)
+    with pytest.raises(ValueError, match=r"list without get_state and set_state"):
+        TrainingCheckpoint("a", dataset=[1])
+
+
+# -- A loss that is not a number
+
+
+@pytest.mark.parametrize("position", [0, 4])
+def test_the_bad_batch_is_saved_with_its_times(new_run, tmp_path, position):
+    model, _, _ = new_run()
+    data = Stream(bad=(position,))
+    drawn = []
+    draw = type(model).draw_particles
+
+    class Spy(keras.callbacks.Callback):
+        """The times that the step draws, found by running it on a copy by hand."""
+
+        def on_train_batch_begin(self, batch, logs=None):
+            if data.epoch * data.steps + batch == position:
+                if hasattr(self.model, "jax_state_sync"):
+                    self.model.jax_state_sync()
+                    self.model._jax_state_synced = True
+                state = self.model.seed_generator.state
+                before = ops.convert_to_numpy(state)
+                batch = tuple(map(ops.convert_to_tensor, data[batch]))
+                drawn.append(draw(self.model, batch, training=True))
+                state.assign(ops.convert_to_tensor(before, state.dtype))
+
+    stop = TerminateOnNonFinite(tmp_path / "out", data)
+    epoch, batch = divmod(position, data.steps)
+    message = rf"loss of step {position + 1} \(batch {batch} of epoch {epoch + 1}\)"
+    message += rf".*records {position * 8}, .*record-{position * 8}"
+    with pytest.raises(FloatingPointError, match=message):
+        model.fit(data, epochs=3, verbose=0, callbacks=[Spy(), stop])
+    (path,) = (tmp_path / "out").iterdir()
+    saved = np.load(path)
+    assert saved["step"] == position + 1 and not np.isfinite(saved["loss"])
+    np.testing.assert_array_equal(saved["indices"], data.batch_indices(batch))
+    np.testing.assert_array_equal(saved["images"], data[batch][0])
+    np.testing.assert_array_equal(saved["labels"], data[batch][1])
+    for name in ("s", "r", "t"):
+        expected = ops.convert_to_numpy(getattr(drawn[0], name))[::4]
+        np.testing.assert_allclose(saved[name], expected, rtol=1e-6)
+    assert saved["t"].shape == (2,)
+
+
+def test_without_a_data_set_the_step_is_told(new_run, tmp_path):
+    model, _, _ = new_run()
+    stop = TerminateOnNonFinite(tmp_path)
+    with pytest.raises(FloatingPointError, match=r"step 2 \(batch 1 of epoch 1\)"):
+        model.fit(Stream(bad=(1,)), verbose=0, callbacks=[stop])
+    assert np.load(tmp_path / "non-finite-step-000000002.npz")["step"] == 2
+
+
+def test_a_finite_loss_does_not_stop(new_run, tmp_path):
+    model, data, _ = new_run()
+    stop = TerminateOnNonFinite(tmp_path / "out", data)
+    model.fit(data, verbose=0, callbacks=[stop])
+    assert not (tmp_path / "out").exists()
+
+
+def test_redrawing_several_steps_leaves_the_streams_alone(new_run):
+    model, data, _ = new_run()
+    batches = [tuple(map(ops.convert_to_tensor, data[i])) for i in range(2)]
+    drawn = [model.draw_particles(batch, training=True) for batch in batches]
+    before = ops.convert_to_numpy(model.seed_generator.state)
+    again = redraw_particles(model, batches)
+    for a, b in zip(drawn, again, strict=True):
+        np.testing.assert_array_equal(*map(ops.convert_to_numpy, (a.x_t, b.x_t)))
+    after = ops.convert_to_numpy(model.seed_generator.state)
+    np.testing.assert_array_equal(before, after)
+
+
+# -- Folders that are there whole or not at all
+
+
+def test_a_failed_body_leaves_nothing(tmp_path):
+    with pytest.raises(Killed), atomic.atomic_directory(tmp_path / "a") as folder:
+        (folder / "x").write_text("1")
+        assert not (tmp_path / "a").exists()
+        raise Killed
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_whole_folder_appears_and_is_not_overwritten(tmp_path):
+    for text in ("1", "2"):
+        try:
+            with atomic.atomic_directory(tmp_path / "a") as folder:
+                (folder / "sub").mkdir()
+                (folder / "sub" / "x").write_text(text)
+        except FileExistsError:
+            assert text == "2"
+    assert (tmp_path / "a" / "sub" / "x").read_text() == "1"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_files_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
+    order = []
+    synchronise, rename = atomic._synchronise, pathlib.Path.rename
+    monkeypatch.setattr(
+        atomic, "_synchronise", lambda p: (order.append(str(p)), synchronise(p))
+    )
+    monkeypatch.setattr(
+        pathlib.Path, "rename", lambda p, to: (order.append("rename"), rename(p, to))
+    )
+    with atomic.atomic_directory(tmp_path / "a") as folder:
+        (folder / "x").write_text("1")
+    assert order == [str(folder / "x"), str(folder), "rename", str(tmp_path)]
