@@ -168,10 +168,17 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             try:
                 self._write(path, step)
             except Exception as error:
+                number = getattr(error, "errno", None)  # h5py's texts are long
+                reason = os.strerror(number) if number else error
                 good = self.checkpoints()
+                left = (
+                    f"The last good one is {str(good[0])!r}"
+                    if good
+                    else "It is the first"
+                )
                 raise OSError(
-                    f"Cannot write the checkpoint {str(path)!r}: {error}. The last "
-                    f"good checkpoint is {str(good[0]) if good else 'not there yet'!r}."
+                    number,
+                    f"Cannot write the checkpoint {str(path)!r}: {reason}. {left}",
                 ) from error
             for old in self.checkpoints()[self.keep :]:
                 remove_directory(old)
