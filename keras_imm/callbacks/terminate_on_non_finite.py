@@ -1,5 +1,6 @@
 """Stopping at the first loss that is not a number, with what is needed to see why."""
 
+import contextlib
 import math
 import os
 import pathlib
@@ -11,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_imm import distribution
-from keras_imm.seeds import assign_state, random_states
+from keras_imm.seeds import assign_state, random_states, streams_of_device
 
 
 class TerminateOnNonFinite(keras.callbacks.Callback):
@@ -124,20 +125,61 @@ def redraw_particles(model: keras.Model, batches: Sequence[tuple]) -> list:
 
     Random streams are counters: drawing once more tells how far the draws move them.
     They are left where they are.
+
+    Args:
+        model: An `IMM`.
+        batches: This process's batches of the last steps, in order.
+
+    Returns:
+        `Particles` of every batch and, within it, of every device that drew its own
+        share, in the order of the rows.
     """
     states = random_states(model)
+    devices = _devices(model)
 
     def counters():
         return [ops.convert_to_numpy(state).astype("int64") for state in states]
 
-    def draw():
-        return [model.draw_particles(data, training=True) for data in batches]
+    def assign(values):
+        for state, value in zip(states, values, strict=True):
+            assign_state(state, value)
+
+    def draw(i):
+        own = contextlib.nullcontext()
+        if devices[i]:
+            own = streams_of_device(model, devices[i])
+        with own:
+            return [
+                model.draw_particles(_share(data, i, len(devices)), training=True)
+                for data in batches
+            ]
 
     after = counters()
-    draw()
-    for state, value, further in zip(states, after, counters(), strict=True):
-        assign_state(state, value - (further - value))
-    particles = draw()
-    for state, value in zip(states, after, strict=True):
-        assign_state(state, value)
-    return particles
+    draw(0)
+    before = [
+        2 * value - further for value, further in zip(after, counters(), strict=True)
+    ]
+    drawn = []
+    for i in range(len(devices)):
+        assign(before)
+        drawn.append(draw(i))
+    assign(after)
+    return [particles for batch in zip(*drawn, strict=True) for particles in batch]
+
+
+def _devices(model: keras.Model) -> list[int]:
+    """The devices of this process that draw their own share of its batch.
+
+    Under JAX there is one draw for all devices.
+    """
+    backend = keras.backend.backend()
+    if backend == "torch":
+        return [distribution.process_index()]
+    if backend == "tensorflow":
+        return list(range(model.distribute_strategy.num_replicas_in_sync))
+    return [0]
+
+
+def _share(data: tuple, i: int, count: int) -> tuple:
+    size = data[0].shape[0] // count
+    return tuple(part[i * size : (i + 1) * size] for part in data)

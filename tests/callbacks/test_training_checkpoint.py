@@ -9,8 +9,13 @@ import pytest
 from keras import ops
 
 from keras_imm import atomic
-from keras_imm.callbacks import TerminateOnNonFinite, TrainingCheckpoint
+from keras_imm.callbacks import (
+    TerminateOnNonFinite,
+    TrainingCheckpoint,
+    terminate_on_non_finite,
+)
 from keras_imm.callbacks.terminate_on_non_finite import redraw_particles
+from keras_imm.seeds import assign_state, streams_of_device
 
 
 class Stream(keras.utils.PyDataset):
@@ -358,6 +363,27 @@ def test_redrawing_several_steps_leaves_the_streams_alone(new_run):
         np.testing.assert_array_equal(*map(ops.convert_to_numpy, (a.x_t, b.x_t)))
     after = ops.convert_to_numpy(model.seed_generator.state)
     np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="JAX draws once for all devices"
+)
+def test_each_device_of_a_process_is_drawn_again_with_its_own_streams(
+    new_run, monkeypatch
+):
+    model, data, _ = new_run()
+    x, labels = map(ops.convert_to_tensor, data[0])
+    before = ops.convert_to_numpy(model.seed_generator.state)
+    drawn = []
+    for device, rows in enumerate((slice(0, 4), slice(4, 8))):
+        assign_state(model.seed_generator.state, before)
+        with streams_of_device(model, device):
+            drawn.append(model.draw_particles((x[rows], labels[rows]), training=True))
+    monkeypatch.setattr(terminate_on_non_finite, "_devices", lambda model: [0, 1])
+    again = redraw_particles(model, [(x, labels)])
+    for a, b in zip(drawn, again, strict=True):
+        np.testing.assert_array_equal(*map(ops.convert_to_numpy, (a.x_t, b.x_t)))
+    assert not np.array_equal(*(ops.convert_to_numpy(p.t) for p in again))
 
 
 # -- Folders that are there whole or not at all
