@@ -1,0 +1,232 @@
+"""Arithmetic of a network, counted from the shapes that pass through it."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+_FORWARDS_PER_STEP = 4  # the target pass, the pass with gradient, and its backward: two
+_OPERATIONS_PER_MULTIPLY_ADD = 2
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+
+
+def multiply_adds(backbone: keras.layers.Layer, data_shape: tuple | None = None) -> int:
+    """Multiply-adds of one forward pass of a backbone for one sample.
+
+    Matrix products, einsums, convolutions and attention are counted, whatever layers
+    they are in; sums, normalizations, activations and look-ups are not. Nothing is
+    computed: the network is called on symbolic tensors.
+
+    Args:
+        backbone: Layer or model called as `keras_imm.IMM` calls it: on
+            `[x, c_t, c_s]`, with labels and augmentation labels if it has attributes
+            `num_classes` or `augmentation_dim` above 0. It is built if it is not.
+        data_shape: Shape of x without the batch. Default: the backbone's attribute
+            `image_shape`.
+
+    Returns:
+        A non-negative integer.
+
+    Raises:
+        ValueError: If the shape of the data is not known, or a layer computes with
+            something else than `keras.ops` and so cannot be followed.
+
+    Example:
+
+    ```python
+    backbone = keras_imm.backbones.DiT.from_preset("dit_s_2", image_shape=(32, 32, 4))
+    keras_imm.flops.multiply_adds(backbone) / 1e9  # 6.06
+    ```
+
+    Reference:
+        - [Peebles & Xie, 2023](https://arxiv.org/abs/2212.09748), Table 4: what they
+          call Gflops are these.
+    """
+    if data_shape is None:
+        data_shape = getattr(backbone, "image_shape", None)
+    if data_shape is None:
+        raise ValueError(
+            "`data_shape` must be given for a backbone without `image_shape`. "
+            f"Received: data_shape=None, a {type(backbone).__name__}"
+        )
+    if not backbone.built:
+        backbone(_inputs(backbone, data_shape, batch=None))
+    return layer_multiply_adds(backbone, _inputs(backbone, data_shape, batch=1))
+
+
+def layer_multiply_adds(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> int:
+    """Multiply-adds of one call of a built layer or model.
+
+    Args:
+        layer: The layer.
+        *args: What it is called on, with `keras.KerasTensor` of known shapes, batch
+            included, for tensors.
+        **kwargs: Further arguments of the call.
+
+    Returns:
+        A non-negative integer.
+
+    Raises:
+        ValueError: If a layer in it computes with something else than `keras.ops`.
+    """
+    layers = [layer, *layer._flatten_layers(include_self=False)]
+    # A symbolic call leaves its marks in the layers.
+    marks = [
+        (nodes, len(nodes))
+        for one in layers
+        for nodes in (one._inbound_nodes, one._outbound_nodes)
+    ]
+    try:
+        return _of_call(layer, args, kwargs)
+    finally:
+        for nodes, length in marks:
+            del nodes[length:]
+
+
+def training_step_flops(forward_multiply_adds: int, batch_size: int) -> int:
+    """Floating-point operations of one training step of `keras_imm.IMM`.
+
+    Args:
+        forward_multiply_adds: Multiply-adds of one forward pass for one sample, as
+            `multiply_adds` counts them.
+        batch_size: Samples of a step.
+
+    Returns:
+        Two per multiply-add, in four forward passes' worth: the target pass, the pass
+        with gradient, and the backward pass, which counts twice. What rematerialised
+        blocks compute again is not counted.
+    """
+    forwards = _FORWARDS_PER_STEP * batch_size
+    return _OPERATIONS_PER_MULTIPLY_ADD * forwards * forward_multiply_adds
+
+
+def _inputs(backbone: keras.layers.Layer, data_shape: tuple, batch: int | None) -> list:
+    inputs = [keras.KerasTensor((batch, *data_shape), keras.backend.floatx())]
+    inputs += [keras.KerasTensor((batch,), "float32")] * 2
+    if getattr(backbone, "num_classes", 0):
+        inputs.append(keras.KerasTensor((batch,), "int32"))
+    if getattr(backbone, "augmentation_dim", 0):
+        inputs += [None] * (4 - len(inputs))
+        shape = (batch, backbone.augmentation_dim)
+        inputs.append(keras.KerasTensor(shape, "float32"))
+    return inputs
+
+
+def _of_call(layer: keras.layers.Layer, args: tuple, kwargs: dict) -> int:
+    if isinstance(layer, _CONVOLUTIONS):  # Keras follows no grouped one symbolically
+        output = layer.compute_output_shape(args[0].shape)
+        places = math.prod(output) // layer.filters
+        return places * math.prod(layer.kernel.shape)
+    try:
+        outputs = layer.call(*args, **kwargs)
+    except Exception as error:
+        raise ValueError(
+            f"Cannot count the arithmetic of {layer.name!r}, a "
+            f"{type(layer).__name__}, which does not follow from its `keras.ops`: "
+            f"{error}"
+        ) from error
+    total = 0
+    for node in _nodes(outputs, stop_at=keras.tree.flatten((args, kwargs))):
+        operation, arguments = node.operation, node.arguments
+        if isinstance(operation, keras.layers.Layer):
+            total += _of_call(operation, arguments.args, arguments.kwargs)
+        elif type(operation).__name__ in _FORMULAS:
+            total += _FORMULAS[type(operation).__name__](operation, node)
+    return total
+
+
+def _nodes(outputs: Any, stop_at: list) -> Iterator[Any]:
+    """The calls of operations between the tensors `stop_at` and the outputs."""
+    known = {id(tensor) for tensor in stop_at}
+    seen = set()
+    waiting = [t for t in keras.tree.flatten(outputs) if _is_symbolic(t)]
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) in known or not hasattr(tensor, "_keras_history"):
+            continue
+        operation, node_index, _ = tensor._keras_history
+        node = operation._inbound_nodes[node_index]
+        if id(node) not in seen and operation is not None:
+            seen.add(id(node))
+            yield node
+            waiting.extend(node.input_tensors)
+
+
+def _is_symbolic(value: Any) -> bool:
+    return isinstance(value, keras.KerasTensor)
+
+
+def _shapes(node: Any) -> list[tuple]:
+    """Shapes of the tensors and variables that a call was given, then of its result."""
+    given = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+    shapes = [tuple(x.shape) for x in given if hasattr(x, "shape")]
+    return [*shapes, tuple(node.output_tensors[0].shape)]
+
+
+def _matmul(operation: Any, node: Any) -> int:
+    left, *_, output = _shapes(node)
+    return math.prod(output) * left[-1]
+
+
+def _einsum(operation: Any, node: Any) -> int:
+    *operands, _ = _shapes(node)
+    terms = operation.subscripts.replace(" ", "").split("->")[0].split(",")
+    sizes = {}
+    for term, shape in zip(terms, operands, strict=True):
+        before, dots, after = term.partition("...")
+        if dots:  # an ellipsis stands for the axes that have no letter
+            names = [f"...{i}" for i in range(len(shape) - len(before + after), 0, -1)]
+            names = [*before, *names, *after]
+        else:
+            names = list(term)
+        for name, size in zip(names, shape, strict=True):
+            sizes[name] = max(size, sizes.get(name, 1))
+    return math.prod(sizes.values())
+
+
+def _tensordot(operation: Any, node: Any) -> int:
+    left, right, output = _shapes(node)
+    # Contracted axes are in both operands, the others in one of them and the output.
+    return math.isqrt(math.prod(left) * math.prod(right) * math.prod(output))
+
+
+def _convolution(operation: Any, node: Any) -> int:
+    _, kernel, output = _shapes(node)[-3:]
+    return math.prod(output) * math.prod(kernel[:-1])
+
+
+def _depthwise_convolution(operation: Any, node: Any) -> int:
+    _, kernel, output = _shapes(node)[-3:]
+    return math.prod(output) * math.prod(kernel[:-2])
+
+
+def _separable_convolution(operation: Any, node: Any) -> int:
+    _, depthwise, pointwise, output = _shapes(node)[-4:]
+    places = math.prod(output) // pointwise[-1]
+    return places * (math.prod(depthwise) + math.prod(pointwise))
+
+
+def _transposed_convolution(operation: Any, node: Any) -> int:
+    given, kernel, _ = _shapes(node)[-3:]
+    return math.prod(given) * math.prod(kernel[:-1])
+
+
+def _attention(operation: Any, node: Any) -> int:
+    """Query times key, then the weights times value."""
+    query, key, value = _shapes(node)[:3]
+    batch, length, heads, width = query
+    return batch * heads * length * key[1] * (width + value[-1])
+
+
+_FORMULAS: dict[str, Callable[[Any, Any], int]] = {
+    "Matmul": _matmul,
+    "Einsum": _einsum,
+    "Dot": _tensordot,
+    "Tensordot": _tensordot,
+    "Conv": _convolution,
+    "ConvTranspose": _transposed_convolution,
+    "DepthwiseConv": _depthwise_convolution,
+    "SeparableConv": _separable_convolution,
+    "DotProductAttention": _attention,
+}
