@@ -1,0 +1,77 @@
+"""Published autoencoders by name, and where they are."""
+
+import pathlib
+
+import keras
+
+from keras_imm.latents.diffusers_weights import FILENAME
+
+PUBLISHED = ("sd-vae-ft-ema", "sd-vae-ft-mse")
+# Where KerasCV has its own, with their SHA-256: those of Stable Diffusion 1.4.
+KERAS_CV = {
+    "encoder": (
+        "https://huggingface.co/fchollet/stable-diffusion/resolve/main/vae_encoder.h5",
+        "c60fb220a40d090e0f86a6ab4c312d113e115c87c40ff75d11ffcf380aab7ebb",
+    ),
+    "decoder": (
+        "https://huggingface.co/fchollet/stable-diffusion/resolve/main/kcv_decoder.h5",
+        "ad350a65cc8bc4a80c8103367e039a3329b4231c2469a1093869a345f55b1962",
+    ),
+}
+
+
+def fetch(name: str) -> pathlib.Path:
+    """Downloads a published autoencoder, or finds it in the cache.
+
+    Args:
+        name: One of `PUBLISHED`.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        OSError: If it cannot be fetched; the message says what to download.
+    """
+    repository = f"stabilityai/{name}"
+    by_hand = (
+        f"Without a connection: download https://huggingface.co/{repository}/resolve/"
+        f"main/{FILENAME} elsewhere, put it anywhere on this machine and give its "
+        f"path: StableDiffusionVAE.from_diffusers({FILENAME!r})."
+    )
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise OSError(
+            f"Autoencoder {name!r} is fetched with huggingface_hub: "
+            f'`pip install "keras_imm[latents]"`. {by_hand}'
+        ) from error
+    try:
+        return pathlib.Path(huggingface_hub.hf_hub_download(repository, FILENAME))
+    except Exception as error:
+        # Its errors come from whichever HTTP library it was built on.
+        raise OSError(
+            f"Autoencoder {name!r} cannot be fetched: {error}\n{by_hand}"
+        ) from error
+
+
+def fetch_keras_cv(part: str) -> pathlib.Path:
+    """Downloads KerasCV's weights, or finds them where KerasCV keeps them.
+
+    Args:
+        part: "encoder" or "decoder".
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        OSError: If it cannot be fetched; the message says what to download.
+    """
+    url, checksum = KERAS_CV[part]
+    try:
+        return pathlib.Path(keras.utils.get_file(origin=url, file_hash=checksum))
+    except Exception as error:  # it raises Exception itself
+        raise OSError(
+            f"KerasCV's {part} cannot be fetched: {error}\nWithout a connection: "
+            f"download {url} elsewhere, put it anywhere on this machine and give its "
+            f"path: StableDiffusionVAE.from_keras_cv({part}_path=...)."
+        ) from error
