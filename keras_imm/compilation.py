@@ -37,9 +37,17 @@ def _compile_jax(function: Callable, jit_compile: bool) -> Callable:
 def _compile_tensorflow(function: Callable, jit_compile: bool) -> Callable:
     import tensorflow as tf
 
-    return tf.function(
+    compiled = tf.function(
         function, jit_compile=jit_compile, reduce_retracing=True, autograph=False
     )
+
+    def copy_of_one_device(argument):
+        # Or the function would keep the variable that it was traced with.
+        if isinstance(argument, tf.distribute.DistributedValues):
+            return argument.values[0]
+        return argument
+
+    return lambda *args: compiled(*tf.nest.map_structure(copy_of_one_device, args))
 
 
 def _compile_torch(function: Callable, jit_compile: bool) -> Callable:

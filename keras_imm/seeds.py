@@ -58,6 +58,8 @@ def streams_of_device(layer: keras.layers.Layer, device: Any) -> Iterator[None]:
         own = ops.cast(seed, "int64") + ops.cast(device, "int64") * _STRIDE
         own = ops.cast(own % 2**31, state.dtype)
         state.assign(ops.concatenate([own, state.value[1:]]))
-    yield
-    for state, seed in zip(states, seeds, strict=True):
-        state.assign(ops.concatenate([seed, state.value[1:]]))
+    try:
+        yield
+    finally:
+        for state, seed in zip(states, seeds, strict=True):
+            state.assign(ops.concatenate([seed, state.value[1:]]))

@@ -16,11 +16,13 @@ def start(processes: tuple, devices: list[str] | None) -> Any:
             f"Received: coordinator_address={processes[0]!r}"
         )
     _started = None
-    if devices is None:
+    if devices is not None:
+        devices = [f"/device:{name.upper()}" for name in devices]
+    else:
         gpus = tf.config.list_logical_devices("GPU")
         devices = [d.name for d in gpus or tf.config.list_logical_devices("CPU")]
     if len(devices) > 1:
-        _started = tf.distribute.MirroredStrategy([name.upper() for name in devices])
+        _started = tf.distribute.MirroredStrategy(devices)
     return _started
 
 

@@ -1,6 +1,7 @@
 """The train step under TensorFlow."""
 
 import contextlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ class Trainer:
 
     def train_step(self, data: Any) -> dict:
         data = self._checked(data, self.accumulation_steps)
-        with self._own_streams():
+        with self._own_streams(data):
             loss, gradients = self._accumulated(data)
         self._apply(gradients)
         return self.update_logs(loss)
@@ -55,7 +56,7 @@ class Trainer:
         weights = [v.value for v in self.trainable_variables]
         with tf.GradientTape() as tape:
             loss = self.compute_objective(particles, y_target, training=True)
-            scaled = self.optimizer.scale_loss(loss)
+            scaled = self.optimizer.scale_loss(loss / self._replicas())
         unused = "none" if self.accumulation_steps == 1 else "zero"
         gradients = tape.gradient(scaled, weights, unconnected_gradients=unused)
         # Dense: Keras's Adam squares the slices of a label that a batch repeats one by
@@ -63,15 +64,15 @@ class Trainer:
         return loss, [g if g is None else tf.convert_to_tensor(g) for g in gradients]
 
     def _apply(self, gradients: list) -> None:
-        """One optimizer step with the mean over the replicas of their gradients.
+        """One optimizer step with the gradients of all replicas.
 
         Keras would add them up after clipping each and asking whether each is finite.
         """
         if self._replicas() > 1:
             present = [g for g in gradients if g is not None]
             context = tf.distribute.get_replica_context()
-            means = iter(context.all_reduce(tf.distribute.ReduceOp.MEAN, present))
-            gradients = [g if g is None else next(means) for g in gradients]
+            sums = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, present))
+            gradients = [g if g is None else next(sums) for g in gradients]
             optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
             optimizer._all_reduce_sum_gradients = _reduced
         self.optimizer.apply_gradients(
@@ -80,7 +81,7 @@ class Trainer:
 
     def test_step(self, data: Any) -> dict:
         data = self._checked(data, accumulation_steps=1)
-        with self._own_streams():
+        with self._own_streams(data):
             loss = self.evaluate_objective(data)
         return self.update_logs(loss)
 
@@ -91,11 +92,13 @@ class Trainer:
     def _replicas(self) -> int:
         return self.distribute_strategy.num_replicas_in_sync
 
-    def _own_streams(self) -> contextlib.AbstractContextManager:
-        """Noise and masks of this replica alone."""
+    def _own_streams(self, data: Any) -> contextlib.AbstractContextManager:
+        """Noise and masks of this replica alone, once the data is there."""
         if self._replicas() == 1:
             return contextlib.nullcontext()
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        with tf.control_dependencies(tf.nest.flatten(data)):
+            replica = tf.identity(replica)
         return streams_of_device(self, replica)
 
     def make_train_function(self, force: bool = False) -> Callable:
@@ -145,9 +148,9 @@ def _raise_value_error(function: Callable) -> Callable:
         try:
             return function(*args)
         except tf.errors.InvalidArgumentError as error:
-            lines = [line for line in str(error).splitlines() if "`group_size`" in line]
-            if not lines:
+            found = re.search(r"(The batch size must be .*?)\] \[(\d+)\]", str(error))
+            if not found:
                 raise
-            raise ValueError(" ".join(lines)) from None
+            raise ValueError("".join(found.groups())) from None
 
     return checked

@@ -1,0 +1,28 @@
+"""Runs a script of this folder in processes of its own and reads what it saw."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).parent
+PATHS = (HERE.parents[1], HERE.parent, HERE)
+
+
+def seen_by(backend, script, folder, launcher=(), **environment):
+    """The JSON that a script writes to seen.json in the folder it is given."""
+    result = subprocess.run(
+        [sys.executable, *launcher, HERE / script, folder],
+        env={
+            **os.environ,
+            "KERAS_BACKEND": backend,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(map(str, PATHS)),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return json.loads((pathlib.Path(folder) / "seen.json").read_text())

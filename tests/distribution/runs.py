@@ -1,0 +1,157 @@
+"""What the child processes of these tests train, alike on one device and on several."""
+
+import json
+import pathlib
+
+import keras
+import numpy as np
+from keras import ops
+from small_dit import small_dit
+
+import keras_imm
+
+keras.config.set_floatx("float64")
+
+
+class ParticlesOfData(keras_imm.IMM):
+    """Times and noise are functions of the data: any split of it has the same."""
+
+    def draw_particles(self, data, training):
+        x, labels = data[:2]
+        size = self.group_size
+        t = 0.3 + 0.6 * ops.sigmoid(3.0 * x[::size, 0, 0, 0])
+        s, r = 0.2 * t, 0.7 * t
+        s, r, t = (ops.repeat(time, size, axis=0) for time in (s, r, t))
+        labels = ops.cast(labels, "int32")
+        noise = 0.5 * ops.sin(40.0 * x)
+        return self.objective.noised(x, noise, s, r, t, labels, labels)
+
+
+class WithUnusedWeight(keras_imm.backbones.DiT):
+    """A small network with a weight that nothing depends on."""
+
+    def __init__(self, **options):
+        super().__init__((4, 4, 1), 2, 16, 1, 2, num_classes=3, **options)
+
+    def build(self, input_shape=None):
+        super().build(input_shape)
+        self.unused = self.add_weight(shape=(3,), name="unused")
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of NumPy arrays, as the data sets of keras_imm yield them."""
+
+    def __init__(self, images, labels, batch_size):
+        super().__init__()
+        self.images, self.labels, self.batch_size = images, labels, batch_size
+
+    def __len__(self):
+        return len(self.images) // self.batch_size
+
+    def __getitem__(self, index):
+        rows = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        return self.images[rows], self.labels[rows]
+
+
+def data(count=32, dtype="float64"):
+    rng = np.random.default_rng(1)
+    images = 0.5 * rng.standard_normal((count, 4, 4, 1))
+    return images.astype(dtype), (np.arange(count) % 3).astype("int32")
+
+
+def make(cls=ParticlesOfData, optimizer=None, steps=1, backbone=small_dit, **options):
+    """A small model with weights that depend on nothing but their shapes."""
+    backbone = backbone(**{"dtype": "float64"} | options)
+    model = cls(backbone, accumulation_steps=steps, seed=3)
+    rng = np.random.default_rng(7)
+    for v in model.trainable_variables:
+        v.assign(0.3 * rng.standard_normal(v.shape))
+    model.compile(optimizer or descent())
+    return model
+
+
+def descent():
+    """Moves the weights by the gradient itself."""
+    return keras.optimizers.SGD(1.0)
+
+
+def clipped():
+    """Clips below every gradient's norm: clipping each device's would show."""
+    return keras.optimizers.Adam(
+        1e-2, epsilon=1e-8, global_clipnorm=1e-3, use_ema=True, ema_momentum=0.9
+    )
+
+
+def scaled():
+    """Scales the loss in half precision by what does not overflow."""
+    return keras.optimizers.LossScaleOptimizer(
+        keras_imm.optimizers.RAdam(0.1), initial_scale=256.0
+    )
+
+
+def fit(model, batch_size=16, epochs=1):
+    return model.fit(
+        Batches(*data(), batch_size), epochs=epochs, shuffle=False, verbose=0
+    ).history["loss"]
+
+
+def weights(model):
+    """All weights as one float64 vector."""
+    return _flat(model.weights)
+
+
+def state(model):
+    """Weights and the optimizer's state as one float64 vector."""
+    return _flat(model.weights + model.optimizer.variables)
+
+
+def _flat(variables):
+    return np.concatenate(
+        [np.ravel(ops.convert_to_numpy(v)).astype("float64") for v in variables]
+    )
+
+
+def random_state(model):
+    return [
+        ops.convert_to_numpy(v).tolist() for v in keras_imm.seeds.random_states(model)
+    ]
+
+
+def losses_of_devices(model, batches):
+    """What each device draws and loses alone, on its own batch.
+
+    Returns the losses, and the random state that a step should leave.
+    """
+    before, losses, after = random_state(model), [], []
+    for device, (images, labels) in enumerate(batches):
+        batch = ops.convert_to_tensor(images), ops.convert_to_tensor(labels)
+        with keras_imm.seeds.streams_of_device(model, device):
+            particles = model.draw_particles(batch, training=True)
+            y_target = ops.stop_gradient(model.compute_target(particles, True))
+            loss = model.compute_objective(particles, y_target, training=True)
+        losses.append(float(ops.convert_to_numpy(ops.stop_gradient(loss))))
+        after.append(random_state(model))
+        states = keras_imm.seeds.random_states(model)
+        for variable, value in zip(states, before, strict=True):
+            keras_imm.seeds.assign_state(variable, value)
+    assert all(one == after[0] for one in after)
+    assert after[0] != before
+    return losses, after[0]
+
+
+def error(function):
+    """The message of the ValueError that a function raises."""
+    try:
+        function()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def difference(a, b):
+    """Largest difference between two runs' states, relative to the largest entry."""
+    return float(np.max(np.abs(a - b)) / np.max(np.abs(b)))
+
+
+def write(seen, folder):
+    (pathlib.Path(folder) / "seen.json").write_text(json.dumps(seen))
