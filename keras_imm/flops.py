@@ -1,5 +1,7 @@
 """Arithmetic of a network, counted from the shapes that pass through it."""
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -78,7 +80,8 @@ def layer_multiply_adds(layer: keras.layers.Layer, *args: Any, **kwargs: Any) ->
         for nodes in (one._inbound_nodes, one._outbound_nodes)
     ]
     try:
-        return _of_call(layer, args, kwargs)
+        with _known_einsum_shapes(layers):
+            return _of_call(layer, args, kwargs)
     finally:
         for nodes, length in marks:
             del nodes[length:]
@@ -99,6 +102,23 @@ def training_step_flops(forward_multiply_adds: int, batch_size: int) -> int:
     """
     forwards = _FORWARDS_PER_STEP * batch_size
     return _OPERATIONS_PER_MULTIPLY_ADD * forwards * forward_multiply_adds
+
+
+@contextlib.contextmanager
+def _known_einsum_shapes(layers: list) -> Iterator[None]:
+    """Has `EinsumDense` tell its whole output shape; Keras leaves axes unknown."""
+    dense = [one for one in layers if isinstance(one, keras.layers.EinsumDense)]
+
+    def output_spec(layer, inputs):
+        return keras.KerasTensor(layer.call(inputs).shape, layer.compute_dtype)
+
+    for one in dense:
+        one.compute_output_spec = functools.partial(output_spec, one)
+    try:
+        yield
+    finally:
+        for one in dense:
+            del one.compute_output_spec
 
 
 def _inputs(backbone: keras.layers.Layer, data_shape: tuple, batch: int | None) -> list:
@@ -161,7 +181,13 @@ def _shapes(node: Any) -> list[tuple]:
     """Shapes of the tensors and variables that a call was given, then of its result."""
     given = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
     shapes = [tuple(x.shape) for x in given if hasattr(x, "shape")]
-    return [*shapes, tuple(node.output_tensors[0].shape)]
+    shapes.append(tuple(node.output_tensors[0].shape))
+    if any(None in shape for shape in shapes):
+        raise ValueError(
+            "Cannot count the arithmetic of an operation on shapes that are not known: "
+            f"{node.operation.name!r} of {', '.join(map(str, shapes))}"
+        )
+    return shapes
 
 
 def _matmul(operation: Any, node: Any) -> int:

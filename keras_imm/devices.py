@@ -1,0 +1,124 @@
+"""What the accelerators of this process can do."""
+
+import re
+
+import keras
+
+# Peak dense FLOP/s by device name and by what multiplies matrices, without sparsity,
+# from the vendors: NVIDIA's data sheets of V100, A100, H100, H200 and L4, its white
+# paper on the Ada architecture (RTX 4090), and the system architecture pages of Google
+# Cloud TPU. The first pattern found in the device's own name decides.
+_TERA = 1e12
+_PEAKS = {
+    "H200 NVL": {"half": 835.5, "tensorfloat32": 417.5, "float32": 60},
+    "H200|H100 80GB HBM3|H100 SXM": {
+        "half": 989,
+        "tensorfloat32": 494.5,
+        "float32": 67,
+    },
+    "H100 NVL": {"half": 835.5, "tensorfloat32": 417.5, "float32": 60},
+    "H100": {"half": 756, "tensorfloat32": 378, "float32": 51},  # PCIe
+    "A100": {"half": 312, "tensorfloat32": 156, "float32": 19.5},
+    "V100-SXM": {"float16": 125, "float32": 15.7},
+    "V100-PCIE": {"float16": 112, "float32": 14},
+    r"L4\b": {"half": 121, "tensorfloat32": 60, "float32": 30.3},
+    r"RTX 4090\b(?! D| Laptop)": {
+        "half": 165.2,
+        "tensorfloat32": 82.6,
+        "float32": 82.6,
+    },
+    "TPU v4$": {"bfloat16": 275},
+    "TPU v5 ?lite|TPU v5e": {"bfloat16": 197},
+    "TPU v5$|TPU v5p": {"bfloat16": 459},
+    "TPU v6 ?lite|TPU v6e": {"bfloat16": 918},
+}
+
+
+def peak_flops(dtype: str, device_name: str | None = None) -> float | None:
+    """Peak of dense matrix products on one device.
+
+    Args:
+        dtype: What is multiplied: "bfloat16", "float16", "float32" or "float64". For
+            "float32" it is the peak of TensorFloat-32 where the backend multiplies
+            with it.
+        device_name: Name of the device as its vendor writes it. Default:
+            `device_kind()`.
+
+    Returns:
+        Floating-point operations per second, or None where the device is not known to
+        this table, such as a CPU or a slice of a GPU.
+
+    Example:
+
+    ```python
+    keras_imm.devices.peak_flops("bfloat16", "NVIDIA A100-SXM4-80GB")  # 312e12
+    ```
+
+    Reference:
+        - The vendors' data sheets, which for dense products quote half of the numbers
+          with sparsity.
+    """
+    name = device_kind() if device_name is None else device_name
+    if "MIG" in name:
+        return None
+    peaks = next(
+        (peaks for pattern, peaks in _PEAKS.items() if re.search(pattern, name)), {}
+    )
+    if dtype == "float32" and "tensorfloat32" in peaks and _multiplies_in_tf32():
+        dtype = "tensorfloat32"
+    peak = peaks.get(dtype)
+    if peak is None and dtype in ("bfloat16", "float16"):
+        peak = peaks.get("half")
+    return None if peak is None else peak * _TERA
+
+
+def device_kind() -> str:
+    """What the first device that the backend computes on calls itself.
+
+    Returns:
+        Such as "NVIDIA H100 80GB HBM3", "TPU v5 lite" or "cpu".
+    """
+    return {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}[
+        keras.backend.backend()
+    ]()
+
+
+def _jax() -> str:
+    import jax
+
+    return jax.local_devices()[0].device_kind
+
+
+def _tensorflow() -> str:
+    import tensorflow as tf
+
+    devices = tf.config.list_physical_devices("GPU")
+    if not devices:
+        return "cpu"
+    return tf.config.experimental.get_device_details(devices[0]).get("device_name", "")
+
+
+def _torch() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def _multiplies_in_tf32() -> bool:
+    """Whether the backend rounds the factors of float32 products to TensorFloat-32."""
+    backend = keras.backend.backend()
+    if backend == "torch":
+        import torch
+
+        matmul = torch.backends.cuda.matmul
+        if hasattr(matmul, "fp32_precision"):  # from PyTorch 2.9 on
+            return matmul.fp32_precision == "tf32"
+        return matmul.allow_tf32
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.config.experimental.tensor_float_32_execution_enabled()
+    import jax
+
+    precision = jax.config.jax_default_matmul_precision
+    return precision in (None, "default", "fastest", "tensorfloat32")

@@ -1,0 +1,76 @@
+"""Peaks of accelerators, by the names that they give themselves."""
+
+import keras
+import pytest
+
+from keras_imm import devices
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "tera"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989),
+        ("NVIDIA H100 80GB HBM3", "float16", 989),
+        ("NVIDIA H100 PCIe", "bfloat16", 756),
+        ("NVIDIA H200", "bfloat16", 989),
+        ("NVIDIA A100-SXM4-40GB", "bfloat16", 312),
+        ("Tesla V100-SXM2-16GB", "float16", 125),
+        ("NVIDIA L4", "bfloat16", 121),
+        ("NVIDIA GeForce RTX 4090", "bfloat16", 165.2),
+        ("TPU v4", "bfloat16", 275),
+        ("TPU v5 lite", "bfloat16", 197),
+        ("TPU v5", "bfloat16", 459),
+        # A V100 has no bfloat16, a TPU no quoted float32; none is better than wrong.
+        ("Tesla V100-SXM2-16GB", "bfloat16", None),
+        ("TPU v4", "float32", None),
+        ("NVIDIA H100 80GB HBM3", "float64", None),
+        ("NVIDIA L40S", "bfloat16", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bfloat16", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bfloat16", None),
+        ("cpu", "float32", None),
+    ],
+)
+def test_peaks(name, dtype, tera):
+    peak = devices.peak_flops(dtype, name)
+    assert peak == (None if tera is None else pytest.approx(tera * 1e12))
+
+
+def test_these_tests_run_on_a_device_without_a_peak():
+    assert devices.device_kind().lower() == "cpu"
+    assert devices.peak_flops("float32") is None
+
+
+@pytest.fixture
+def set_tensorfloat32():
+    """Switches TensorFloat-32 as a user of the backend does."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        before = jax.config.jax_default_matmul_precision
+
+        def switch(on):
+            precision = "tensorfloat32" if on else "highest"
+            jax.config.update("jax_default_matmul_precision", precision)
+
+        yield switch
+        jax.config.update("jax_default_matmul_precision", before)
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        before = tf.config.experimental.tensor_float_32_execution_enabled()
+        yield tf.config.experimental.enable_tensor_float_32_execution
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+    else:
+        import torch
+
+        before = torch.get_float32_matmul_precision()
+        yield lambda on: torch.set_float32_matmul_precision("high" if on else "highest")
+        torch.set_float32_matmul_precision(before)
+
+
+def test_float32_has_the_peak_of_what_multiplies(set_tensorfloat32):
+    set_tensorfloat32(True)
+    assert devices.peak_flops("float32", "NVIDIA A100-SXM4-80GB") == 156e12
+    set_tensorfloat32(False)
+    assert devices.peak_flops("float32", "NVIDIA A100-SXM4-80GB") == 19.5e12
