@@ -22,7 +22,7 @@ def test_all_devices_are_started(seen):
 
 @pytest.mark.parametrize("run", ["descent", "clipped"])
 def test_two_devices_update_as_one_does(seen, run):
-    """Also accumulated, rematerialised, clipped and averaged, to float64's precision."""
+    """Also accumulated, rematerialised, clipped and averaged, in float64."""
     one, two = seen[run]["losses"]
     np.testing.assert_allclose(two, one, rtol=1e-12)
     assert seen[run]["difference"] < 1e-12
