@@ -105,8 +105,8 @@ def find_file(path: str | os.PathLike) -> pathlib.Path:
         path = next((c for c in candidates if c.is_file()), candidates[0])
     if not path.is_file():
         raise ValueError(
-            f"There is no file {path}. Expected diffusers' {FILENAME} or the folder "
-            f"that holds it. Received: {str(given)!r}"
+            f"There is no file {path}. Expected diffusers' {FILENAME}, the folder that "
+            f"holds it, or a published name. Received: {str(given)!r}"
         )
     return path
 

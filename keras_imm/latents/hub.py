@@ -1,10 +1,11 @@
 """Published autoencoders by name, and where they are."""
 
+import os
 import pathlib
 
 import keras
 
-from keras_imm.latents.diffusers_weights import FILENAME
+from keras_imm.latents.diffusers_weights import FILENAME, find_file
 
 PUBLISHED = ("sd-vae-ft-ema", "sd-vae-ft-mse")
 # Where KerasCV has its own, with their SHA-256: those of Stable Diffusion 1.4.
@@ -18,6 +19,26 @@ KERAS_CV = {
         "ad350a65cc8bc4a80c8103367e039a3329b4231c2469a1093869a345f55b1962",
     ),
 }
+
+
+def find(path: str | os.PathLike) -> pathlib.Path:
+    """The file of an autoencoder.
+
+    Args:
+        path: The file, the folder that holds it, or one of `PUBLISHED`, unless there
+            is a file or folder of that name.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        OSError: If it cannot be fetched; the message says what to download.
+        ValueError: If it is not there.
+    """
+    name = os.fspath(path)
+    if name in PUBLISHED and not os.path.exists(name):
+        return fetch(name)
+    return find_file(path)
 
 
 def fetch(name: str) -> pathlib.Path:

@@ -72,6 +72,8 @@ def claim_folder(folder: str | os.PathLike, settings: dict[str, Any]) -> None:
     if not path.exists():
         _write_once(path, _json(settings))
     stored = read_json(path)
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} must hold settings by name. Received: {stored!r}")
     for name in sorted({*stored, *settings}):
         if stored.get(name) != settings.get(name):
             raise ValueError(
@@ -99,10 +101,9 @@ def write_shard(
     path = folder / f"{shard_name(number)}.npy"
     for left_over in folder.glob(f"{shard_name(number)}.*.tmp"):
         left_over.unlink(missing_ok=True)
-    temporary = _temporary(path)
-    with open(temporary, "wb") as file:
-        np.save(file, records, allow_pickle=False)
-        _flush(file)
+    temporary = _write_temporary(
+        path, lambda file: np.save(file, records, allow_pickle=False)
+    )
     entry = {
         "file": path.name,
         "records": len(records),
@@ -232,12 +233,13 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 
 
 def _json(content):
-    return json.dumps(content, indent=1).encode() + b"\n"
+    text = json.dumps(content, indent=1) + "\n"
+    return lambda file: file.write(text.encode())
 
 
-def _write_once(path, content):
+def _write_once(path, write):
     """Leaves the file alone if another process is first."""
-    temporary = _write_temporary(path, content)
+    temporary = _write_temporary(path, write)
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -247,21 +249,17 @@ def _write_once(path, content):
     temporary.unlink(missing_ok=True)
 
 
-def _temporary(path):
-    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-
-
-def _write_temporary(path, content):
-    temporary = _temporary(path)
-    with open(temporary, "wb") as file:
-        file.write(content)
-        _flush(file)
+def _write_temporary(path, write):
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     return temporary
-
-
-def _flush(file):
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _rename(temporary, path):

@@ -80,9 +80,7 @@ class StableDiffusionVAE:
             ValueError: If the file does not fit; the message names it and the first
                 tensor that does not.
         """
-        name = os.fspath(path)
-        is_name = name in hub.PUBLISHED and not os.path.exists(name)
-        file = hub.fetch(name) if is_name else diffusers_weights.find_file(path)
+        file = hub.find(path)
         vae = cls(**options)
         diffusers_weights.load_weights(file, vae.encoder, vae.decoder)
         return vae
