@@ -17,11 +17,11 @@ from keras_imm import callbacks, kernels, layers, objective, time_mappings, weig
         (lambda: kernels.RBF("x"), r"`bandwidth_power` must be in .*='x'"),
         (lambda: kernels.PseudoHuber(None), r"`c` must be in .*=None"),
         (
-            lambda: callbacks.SampleImages("a.png", num_samples=1, sampler="euler"),
+            lambda: callbacks.SampleGrid("a.png", num_samples=1, sampler="euler"),
             r"`sampler` must be one of 'pushforward', 'restart'.*'euler'",
         ),
         (
-            lambda: callbacks.SampleImages("a.png", num_samples=1, weights="mean"),
+            lambda: callbacks.SampleGrid("a.png", num_samples=1, weights="mean"),
             r"`weights` must be one of 'ema', 'raw'.*'mean'",
         ),
     ],

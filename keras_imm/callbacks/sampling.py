@@ -7,36 +7,45 @@ import keras
 import numpy as np
 
 from keras_imm import samplers
-from keras_imm.validation import check_choice, check_integer
+from keras_imm.callbacks.steps import StepCounter, optimizer_step
+from keras_imm.callbacks.tensorboard import TensorBoard
+from keras_imm.validation import check_choice, check_instance, check_integer
 
 
 class Sampling(keras.callbacks.Callback):
-    """Samples the model at the end of every `freq`-th epoch.
+    """Samples the model every `freq` epochs or every `every_n_steps` training steps.
 
     A subclass implements `on_samples`. The model is anything with the `generate` of
-    `keras_imm.IMM`. Every call gets the same `seed`, so that the pictures of two epochs
-    differ by the weights alone, and the model's own random stream stays untouched:
-    training goes on as it would have without the callback.
+    `keras_imm.IMM` and its `data_shape`. Every call gets the same noise, so that two
+    pictures differ by the weights alone; NumPy draws it, so that with the pushforward
+    sampler they agree across backends; and the model's own random stream stays
+    untouched: training goes on bit for bit as it would have without the callback.
 
-    Epoch ends are when all three backends have written the state of training back to
-    the model; to look more often, make epochs shorter with `steps_per_epoch`.
+    In a run of several processes each of them samples: a model that is spread over
+    their devices needs them all.
 
     Args:
         labels: Integers of shape `(num_samples,)`, the classes to sample, or `None`
             for an unconditional model.
         num_samples: How many samples to draw where `labels` is `None`.
         num_steps: An integer or a sequence of them: sample once with each.
-        freq: Sample at the end of every `freq`-th epoch, as `validation_freq` of `fit`.
+        freq: Sample at the end of every `freq`-th epoch, as `validation_freq` of
+            `fit`. Default: 1, unless `every_n_steps` is given.
+        every_n_steps: Sample after every so many training steps instead, counted by
+            the optimizer, wherever in an epoch they fall. With `steps_per_execution`
+            above 1, after the execution in which they fall.
         guidance_scale: As in `generate`.
         sampler: As in `generate`.
         time_grid: As in `generate`.
         weights: As in `generate`: `"ema"` or `"raw"`.
         batch_size: Samples in one pass of the network.
-        seed: Integer.
+        seed: Integer that starts the noise.
+        tensorboard: The `TensorBoard` callback that is told what comes out, at the
+            very step of each sampling. Default: none.
 
     Raises:
-        ValueError: If an argument is out of range, or not exactly one of `labels` and
-            `num_samples` is given.
+        ValueError: If an argument is out of range, not exactly one of `labels` and
+            `num_samples` is given, or both `freq` and `every_n_steps` are.
     """
 
     def __init__(
@@ -44,79 +53,138 @@ class Sampling(keras.callbacks.Callback):
         labels: Any = None,
         num_samples: int | None = None,
         num_steps: int | Sequence[int] = (1, 2),
-        freq: int = 1,
+        freq: int | None = None,
+        every_n_steps: int | None = None,
         guidance_scale: float | None = None,
         sampler: str = "pushforward",
         time_grid: Any = "uniform",
         weights: str = "ema",
         batch_size: int = 256,
         seed: int = 0,
+        tensorboard: TensorBoard | None = None,
     ):
         super().__init__()
-        if (labels is None) == (num_samples is None):
-            raise ValueError(
-                "Give exactly one of `labels` and `num_samples`. "
-                f"Received labels={labels}, num_samples={num_samples}."
-            )
-        if labels is not None:
-            labels = np.asarray(labels)
-            if labels.ndim != 1 or labels.size == 0 or labels.dtype.kind not in "iu":
-                raise ValueError(
-                    "`labels` must be a non-empty sequence of integers. "
-                    f"Received shape {labels.shape} and dtype {labels.dtype}."
-                )
-        else:
-            check_integer("num_samples", num_samples, at_least=1)
+        labels = _check_request(labels, num_samples)
         steps = (num_steps,) if np.ndim(num_steps) == 0 else tuple(num_steps)
         if not steps:
             raise ValueError(f"`num_steps` must not be empty. Received {num_steps!r}.")
         for count in steps:
             check_integer("num_steps", count, at_least=1)
-        check_integer("freq", freq, at_least=1)
+        if freq is not None and every_n_steps is not None:
+            raise ValueError(
+                "Give at most one of `freq` and `every_n_steps`. "
+                f"Received freq={freq!r}, every_n_steps={every_n_steps!r}."
+            )
+        if every_n_steps is not None:
+            check_integer("every_n_steps", every_n_steps, at_least=1)
+        else:
+            freq = 1 if freq is None else freq
+            check_integer("freq", freq, at_least=1)
         check_integer("batch_size", batch_size, at_least=1)
         check_integer("seed", seed, at_least=0)
         check_choice("sampler", sampler, samplers.SAMPLERS)
         check_choice("weights", weights, ("ema", "raw"))
+        if tensorboard is not None:
+            check_instance("tensorboard", tensorboard, TensorBoard)
         self.labels = labels
         self.num_samples = num_samples
         self.num_steps = steps
         self.freq = freq
+        self.every_n_steps = every_n_steps
         self.guidance_scale = guidance_scale
         self.sampler = sampler
         self.time_grid = time_grid
         self.weights = weights
         self.batch_size = batch_size
         self.seed = seed
+        self.tensorboard = tensorboard
+        self._counter = StepCounter(every_n_steps)
+        self._results: dict[str, float] = {}
 
     def on_samples(
-        self, samples: dict[int, np.ndarray], epoch: int, logs: dict[str, float]
+        self,
+        samples: dict[int, np.ndarray],
+        epoch: int,
+        step: int,
+        logs: dict[str, float],
     ) -> None:
-        """Receives the samples of one epoch.
+        """Receives the samples.
 
         Args:
             samples: Maps each number of steps to float32 samples in the model's range,
                 one row per label.
-            epoch: The epoch that ended, counted from 1.
-            logs: The epoch's logs; what is put here reaches the progress bar, the
-                history and the callbacks later in the list.
+            epoch: The epoch that ended, or in which the step falls, counted from 1.
+            step: The training steps that the weights have seen, as the optimizer
+                counts them.
+            logs: The epoch's logs, where the epoch has ended; what is put here reaches
+                the progress bar, the history and the callbacks later in the list.
+                Within an epoch it is empty, and what is put here joins the epoch's
+                logs at its end.
         """
         raise NotImplementedError
 
+    def generate(self) -> dict[int, np.ndarray]:
+        """Samples the model as it is now.
+
+        Returns:
+            A dict that maps each number of steps to its samples.
+        """
+        count = self.num_samples if self.labels is None else len(self.labels)
+        shape = (count, *self.model.data_shape)
+        noise = np.random.default_rng(self.seed).standard_normal(shape, "float32")
+        return {
+            num_steps: self.model.generate(
+                labels=self.labels,
+                num_samples=self.num_samples,
+                num_steps=num_steps,
+                guidance_scale=self.guidance_scale,
+                sampler=self.sampler,
+                time_grid=self.time_grid,
+                weights=self.weights,
+                noise=noise,
+                seed=self.seed,  # of the noise that the restart sampler adds
+                batch_size=self.batch_size,
+                verbose=0,
+            )
+            for num_steps in self.num_steps
+        }
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._epoch = epoch + 1
+        self._results = {}
+        self._counter.begin_epoch(self.model)
+
+    def on_train_batch_begin(
+        self, batch: int, logs: dict[str, float] | None = None
+    ) -> None:
+        if self._counter.is_due_before(batch):
+            step = optimizer_step(self.model)
+            self.on_samples(self.generate(), self._epoch, step, self._results)
+
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        if (epoch + 1) % self.freq == 0:
-            samples = {
-                num_steps: self.model.generate(
-                    labels=self.labels,
-                    num_samples=self.num_samples,
-                    num_steps=num_steps,
-                    guidance_scale=self.guidance_scale,
-                    sampler=self.sampler,
-                    time_grid=self.time_grid,
-                    weights=self.weights,
-                    seed=self.seed,
-                    batch_size=self.batch_size,
-                    verbose=0,
-                )
-                for num_steps in self.num_steps
-            }
-            self.on_samples(samples, epoch + 1, {} if logs is None else logs)
+        logs = {} if logs is None else logs
+        logs.update(self._results)
+        step = optimizer_step(self.model)
+        is_due = self._counter.is_due_after_epoch(step)
+        if self.freq is not None:
+            is_due = (epoch + 1) % self.freq == 0
+        if is_due:
+            self.on_samples(self.generate(), epoch + 1, step, logs)
+
+
+def _check_request(labels: Any, num_samples: Any) -> np.ndarray | None:
+    if (labels is None) == (num_samples is None):
+        raise ValueError(
+            "Give exactly one of `labels` and `num_samples`. "
+            f"Received labels={labels}, num_samples={num_samples}."
+        )
+    if labels is None:
+        check_integer("num_samples", num_samples, at_least=1)
+        return None
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or labels.size == 0 or labels.dtype.kind not in "iu":
+        raise ValueError(
+            "`labels` must be a non-empty sequence of integers. "
+            f"Received shape {labels.shape} and dtype {labels.dtype}."
+        )
+    return labels

@@ -8,6 +8,8 @@ import pytest
 class Stub(keras.Sequential):
     """Generates images that hold `label / 10 - num_steps` everywhere."""
 
+    data_shape = (2, 3, 1)
+
     def __init__(self):
         super().__init__([keras.Input((1,)), keras.layers.Dense(1)])
         self.calls = []
@@ -21,9 +23,18 @@ class Stub(keras.Sequential):
         values = (labels / 10 - arguments["num_steps"]).astype("float32")
         return np.broadcast_to(values[:, None, None, None], (len(values), 2, 3, 1))
 
-    def run(self, *callbacks, epochs=1):
+    def run(self, *callbacks, epochs=1, **options):
+        """Epochs of two steps."""
         x = np.ones((4, 1), "float32")
-        return self.fit(x, x, epochs=epochs, verbose=0, callbacks=list(callbacks))
+        return self.fit(
+            x,
+            x,
+            batch_size=2,
+            epochs=epochs,
+            verbose=0,
+            callbacks=list(callbacks),
+            **options,
+        )
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ def test_results_reach_the_history(stub):
     assert len(history["loss"]) == 5
     assert quality.history == {
         "epoch": [2, 4],
+        "step": [4, 8],
         "mean_1_step": history["mean_1_step"],
         "mean_4_steps": history["mean_4_steps"],
     }
@@ -51,7 +52,7 @@ def test_callbacks_later_in_the_list_see_the_results(stub, tmp_path):
     assert [float(row["mean_1_step"]) for row in rows] == [-1, -1]
 
 
-def test_sampling_is_seeded_and_passes_its_arguments_on(stub):
+def test_sampling_passes_its_arguments_on(stub):
     quality = SampleMetrics(
         {"mean": mean},
         num_samples=3,
@@ -63,25 +64,78 @@ def test_sampling_is_seeded_and_passes_its_arguments_on(stub):
         batch_size=2,
         seed=7,
     )
-    stub.run(quality, epochs=2)
-    assert (
-        stub.calls
-        == [
-            {
-                "labels": None,
-                "num_samples": 3,
-                "num_steps": 2,
-                "guidance_scale": 1.5,
-                "sampler": "restart",
-                "time_grid": "edm",
-                "weights": "raw",
-                "seed": 7,
-                "batch_size": 2,
-                "verbose": 0,
-            }
-        ]
-        * 2
+    stub.run(quality)
+    (call,) = stub.calls
+    assert call.pop("noise").shape == (3, 2, 3, 1)
+    assert call == {
+        "labels": None,
+        "num_samples": 3,
+        "num_steps": 2,
+        "guidance_scale": 1.5,
+        "sampler": "restart",
+        "time_grid": "edm",
+        "weights": "raw",
+        "seed": 7,
+        "batch_size": 2,
+        "verbose": 0,
+    }
+
+
+def test_the_noise_is_the_same_each_time_and_the_seed_decides_it(stub):
+    for seed in (0, 1):
+        callback = SampleMetrics({"m": mean}, num_samples=500, num_steps=2, seed=seed)
+        stub.run(callback, epochs=2)
+    first, again, other, _ = (call["noise"] for call in stub.calls)
+    np.testing.assert_array_equal(first, again)
+    assert abs(np.corrcoef(first.ravel(), other.ravel())[0, 1]) < 0.1
+    assert first.mean() == pytest.approx(0, abs=0.1)
+    assert first.std() == pytest.approx(1, abs=0.1)
+
+
+class Batches(keras.callbacks.Callback):
+    """The step at which each sampling falls, as seen from within `fit`."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model_calls, self.seen = model.calls, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen.append(len(self.model_calls))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.append(len(self.model_calls))
+
+
+def test_every_n_steps_falls_within_epochs_and_at_their_ends(stub):
+    quality = SampleMetrics(
+        {"m": mean}, num_samples=1, num_steps=(1, 2), every_n_steps=3
     )
+    order = Batches(stub)
+    history = stub.run(quality, order, epochs=3).history
+    # Steps 1, 2, epoch; 3, 4, epoch; 5, 6, epoch: two calls after the 3rd and the 6th.
+    assert order.seen == [0, 0, 0, 0, 2, 2, 2, 2, 4]
+    assert quality.history["step"] == [3, 6]
+    assert quality.history["epoch"] == [2, 3]
+    assert history["m_1_step"] == [-1, -1]  # in the logs of epochs 2 and 3
+    assert len(history["loss"]) == 3
+
+
+def test_a_second_fit_counts_on(stub):
+    quality = SampleMetrics({"m": mean}, num_samples=1, num_steps=1, every_n_steps=3)
+    stub.run(quality)
+    assert quality.history == {}
+    stub.run(quality, epochs=2)
+    assert quality.history["step"] == [3, 6]
+
+
+def test_several_steps_per_execution(stub):
+    if keras.backend.backend() == "torch":
+        pytest.skip("Keras has no steps_per_execution under torch")
+    stub.compile("sgd", "mse", steps_per_execution=2)
+    quality = SampleMetrics({"m": mean}, num_samples=1, num_steps=1, every_n_steps=3)
+    x = np.ones((12, 1), "float32")
+    stub.fit(x, x, batch_size=2, epochs=1, verbose=0, callbacks=[quality])
+    assert quality.history["step"] == [4, 6]  # 3 falls in the execution of 3 and 4
 
 
 @pytest.mark.parametrize(
@@ -97,6 +151,12 @@ def test_sampling_is_seeded_and_passes_its_arguments_on(stub):
         ({"num_samples": 2, "num_steps": (1, 2.5)}, r"`num_steps`.*2\.5"),
         ({"num_samples": 2, "num_steps": ()}, r"`num_steps`.*empty.*\(\)"),
         ({"num_samples": 2, "freq": -1}, "`freq`.*-1"),
+        ({"num_samples": 2, "every_n_steps": 0}, "`every_n_steps`.*0"),
+        (
+            {"num_samples": 2, "every_n_steps": 5, "freq": 1},
+            "at most one of `freq` and `every_n_steps`.*freq=1, every_n_steps=5",
+        ),
+        ({"num_samples": 2, "tensorboard": "runs"}, "`tensorboard`.*'runs'"),
         ({"num_samples": 2, "batch_size": 0}, "`batch_size`.*0"),
         ({"num_samples": 2, "seed": None}, "`seed`.*None"),
         ({"num_samples": 2, "metrics": {}}, r"`metrics`.*\{\}"),

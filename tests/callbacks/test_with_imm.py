@@ -1,61 +1,124 @@
-"""The sampling callbacks on the real model."""
+"""The callbacks on the real model: what they see, and that training does not notice."""
 
+import keras
 import numpy as np
+import pytest
+from keras import ops
+from PIL import Image
 
-from keras_imm.callbacks import SampleImages, SampleMetrics
+from keras_imm.callbacks import (
+    LearningRate,
+    QualityMonitor,
+    SampleGrid,
+    SampleMetrics,
+    TensorBoard,
+    Throughput,
+)
 
 
-def test_sampling_during_fit_leaves_training_as_it_was(
+def train(model, data, *callbacks, epochs=3):
+    return model.fit(
+        *data,
+        batch_size=8,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=list(callbacks),
+    ).history
+
+
+def test_training_goes_on_bit_for_bit_as_without_the_callbacks(
     make_model, images, labels, tmp_path
 ):
-    def train(*callbacks):
-        model = make_model(compile_options={}, label_dropout=0.5)
-        history = model.fit(
-            images,
-            labels,
-            batch_size=16,
-            epochs=3,
-            shuffle=False,
-            verbose=0,
-            callbacks=list(callbacks),
-        )
-        return model, history.history
+    def model():
+        return make_model(compile_options={}, label_dropout=0.5, dropout=0.1)
 
-    seen = []
+    plain = model()
+    losses = train(plain, (images, labels))
 
-    def spread(samples, labels):
-        seen.append(samples)
-        return samples.std()
-
-    plain, losses = train()
-    watched, history = train(
-        SampleMetrics({"spread": spread}, labels=[0, 1, 2], num_steps=(1, 2), freq=2),
-        SampleImages(tmp_path / "{epoch}.png", labels=[0, 1, 2], num_steps=2),
+    # Every epoch has four steps; samplings fall on steps 3, 6, 9 and 12.
+    watched = model()
+    board = TensorBoard(tmp_path / "board", every_n_steps=2)
+    watching = {"labels": [0, 1, 2], "every_n_steps": 3, "tensorboard": board}
+    quality = QualityMonitor(images, save_best=tmp_path / "best.keras", **watching)
+    grid = SampleGrid(tmp_path / "{step}.png", **watching)
+    each_epoch = SampleGrid(tmp_path / "epoch-{epoch}.png", labels=[1], num_steps=1)
+    history = train(
+        watched,
+        (images, labels),
+        quality,
+        grid,
+        each_epoch,
+        Throughput(8),
+        LearningRate(),
+        board,
     )
     assert history["loss"] == losses["loss"]
-    for a, b in zip(plain.get_weights(), watched.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(
-        plain.generate(labels=[0, 1, 2]), watched.generate(labels=[0, 1, 2])
+    for a, b in zip(
+        plain.variables + plain.optimizer.variables,
+        watched.variables + watched.optimizer.variables,
+        strict=True,
+    ):
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(a), ops.convert_to_numpy(b), err_msg=a.path
+        )
+
+    assert quality.history["step"] == [3, 6, 9, 12]
+    assert quality.history["epoch"] == [1, 2, 3, 3]
+    assert history["frechet_2_steps"] == [
+        quality.history["frechet_2_steps"][i] for i in (0, 1, 3)
+    ]
+    pictures = {path.stem for path in tmp_path.glob("*.png")}
+    assert pictures == {"3", "6", "9", "12", "epoch-1", "epoch-2", "epoch-3"}
+    # The best of the model, saved while an epoch ran, is what had been measured.
+    best = keras.models.load_model(tmp_path / "best.keras")
+    assert (
+        int(ops.convert_to_numpy(best.optimizer.iterations))
+        == quality.best_step["frechet_1_step"]
     )
+    quality.set_model(best)
+    key = "frechet_1_step"
+    measured = quality.metrics["frechet"](quality.generate()[1], None)
+    assert measured == pytest.approx(quality.best[key], rel=1e-4)
+    assert quality.best[key] == min(quality.history[key])
 
-    assert len(history["spread_1_step"]) == len(history["spread_2_steps"]) == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["1.png", "2.png", "3.png"]
-    assert all(samples.shape == (3, 4, 4, 1) for samples in seen)
 
-
-def test_the_last_epoch_shows_what_generate_gives_afterwards(
-    make_model, images, labels
-):
-    model = make_model(compile_options={})
+def test_within_an_epoch_the_weights_are_those_of_the_step(make_model, images, labels):
+    """Samples after step 3 of an epoch are those of a training of three steps."""
     seen = {}
 
-    def keep(samples, labels):
+    def keep(samples, _):
         seen[len(seen)] = samples
         return 0.0
 
-    quality = SampleMetrics({"keep": keep}, labels=[2, 0], num_steps=2, seed=5)
-    model.fit(images, labels, batch_size=16, epochs=2, verbose=0, callbacks=[quality])
-    after = model.generate(labels=[2, 0], num_steps=2, seed=5)
-    np.testing.assert_allclose(seen[1], after, atol=1e-6)
-    assert np.abs(seen[0] - seen[1]).max() > 1e-4
+    arguments = {"labels": [2, 0], "num_steps": 2, "every_n_steps": 3}
+    watching = SampleMetrics({"keep": keep}, **arguments)
+    train(make_model(compile_options={}), (images, labels), watching, epochs=1)
+
+    model = make_model(compile_options={})
+    train(model, (images[:24], labels[:24]), epochs=1)
+    noise = np.random.default_rng(0).standard_normal((2, 4, 4, 1), "float32")
+    expected = model.generate([2, 0], noise=noise, num_steps=2)
+    np.testing.assert_allclose(seen[0], expected, atol=1e-6)
+    raw = model.generate([2, 0], noise=noise, num_steps=2, weights="raw")
+    assert np.abs(seen[0] - raw).max() > 1e-4
+
+
+# Two samples in two steps of the model with the weights of `make_model`.
+# fmt: off
+BYTES = [
+    255, 0, 101, 0, 216, 255, 146, 255,
+    125, 0, 138, 0, 50, 255, 153, 255,
+    165, 0, 186, 0, 238, 218, 0, 202,
+    193, 0, 60, 115, 167, 142, 150, 255,
+]
+# fmt: on
+
+
+def test_grids_of_the_same_weights_agree_across_backends(make_model, tmp_path):
+    grid = SampleGrid(tmp_path / "a.png", labels=[0, 2], num_steps=2, seed=3)
+    grid.set_model(make_model(compile_options={}))
+    grid.on_samples(grid.generate(), 1, 0, {})
+    picture = np.asarray(Image.open(tmp_path / "a.png")).astype(int)
+    inner = np.concatenate([picture[1:5, 1:5], picture[1:5, 7:11]])
+    assert np.abs(inner.ravel() - BYTES).max() <= 1

@@ -1,0 +1,160 @@
+"""Event files for TensorBoard, without TensorFlow."""
+
+import os
+import time
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_imm import distribution
+from keras_imm.callbacks.steps import StepCounter, optimizer_step
+from keras_imm.validation import check_integer
+
+
+class TensorBoard(keras.callbacks.Callback):
+    """Writes what is in the logs, for TensorBoard, on every backend.
+
+    `keras.callbacks.TensorBoard` needs TensorFlow; this needs `tensorboardX`:
+    `pip install "keras_imm[tensorboard]"`. It writes every entry of an epoch's logs at
+    the epoch's end: let it stand behind the callbacks that add to them. The axis is the
+    optimizer's count of steps, so a run that continues in the same `log_dir` continues
+    its curves, and what a killed run had written past the step at which the run starts
+    again is hidden. In a run of several processes the first one writes.
+
+    Args:
+        log_dir: Folder of the event files; made if missing.
+        every_n_steps: Also write `step_loss` after every so many training steps: the
+            mean loss of the steps since the last entry or the start of the epoch.
+            Default: never.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        ImportError: At the start of `fit`, if tensorboardX is not installed.
+
+    Example:
+
+    ```python
+    board = keras_imm.callbacks.TensorBoard("runs/a", every_n_steps=100)
+    grid = keras_imm.callbacks.SampleGrid(
+        labels=range(10), every_n_steps=1000, tensorboard=board
+    )
+    rate = keras_imm.callbacks.LearningRate()
+    model.fit(dataset, epochs=100, callbacks=[grid, rate, board])
+    ```
+    """
+
+    def __init__(self, log_dir: str | os.PathLike, every_n_steps: int | None = None):
+        super().__init__()
+        if not isinstance(log_dir, (str, os.PathLike)) or not os.fspath(log_dir):
+            raise ValueError(
+                f"`log_dir` must be the path of a folder. Received: log_dir={log_dir!r}"
+            )
+        if every_n_steps is not None:
+            check_integer("every_n_steps", every_n_steps, at_least=1)
+        self.log_dir = os.fspath(log_dir)
+        self.every_n_steps = every_n_steps
+        self._counter = StepCounter(every_n_steps)
+        self._writer = None
+        self._is_open = False
+        self._told_by_step: set[str] = set()
+
+    # -- What other callbacks may add
+
+    def add_scalars(self, values: dict[str, float], step: int) -> None:
+        """Writes numbers at a step of their own; epochs no longer repeat them.
+
+        Args:
+            values: Maps names to numbers.
+            step: The training step that they belong to.
+
+        Raises:
+            ValueError: If this callback is not among those of the running `fit`.
+        """
+        self._check_open()
+        self._told_by_step.update(values)
+        self._write(values, step)
+
+    def add_image(self, name: str, image: np.ndarray, step: int) -> None:
+        """Writes a picture.
+
+        Args:
+            name: Name of the picture.
+            image: Bytes of shape (height, width, channels), with 1, 3 or 4 channels.
+            step: The training step that it belongs to.
+
+        Raises:
+            ValueError: If this callback is not among those of the running `fit`.
+        """
+        self._check_open()
+        if self._writer is not None:
+            self._writer.add_image(name, image, step, dataformats="HWC")
+            self._writer.flush()
+
+    # -- During fit
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._counter.begin_epoch(self.model)
+        self._batches, self._sum = 0, 0.0
+        if not self._is_open:
+            # Not at the start of `fit`: a checkpoint may have been restored since.
+            self._open(optimizer_step(self.model))
+
+    def on_train_batch_begin(
+        self, batch: int, logs: dict[str, float] | None = None
+    ) -> None:
+        if self._counter.is_due_before(batch):
+            step = optimizer_step(self.model)
+            loss = float(self.model.get_metrics_result()["loss"])
+            self._write_step_loss(loss, batch, step)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        step = optimizer_step(self.model)
+        logs = logs or {}
+        batches = self.params.get("steps")
+        if self._counter.is_due_after_epoch(step) and batches and "loss" in logs:
+            self._write_step_loss(logs["loss"], batches, step)
+        self._write({k: logs[k] for k in logs.keys() - self._told_by_step}, step)
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._writer, self._is_open = None, False
+        self._told_by_step = set()
+
+    def _open(self, step: int) -> None:
+        self._is_open = True
+        if not distribution.is_chief():
+            return
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise ImportError(
+                "`TensorBoard` needs tensorboardX: "
+                '`pip install "keras_imm[tensorboard]"`'
+            ) from error
+        # Names of files made within a second would be the same without the suffix.
+        self._writer = SummaryWriter(
+            self.log_dir, purge_step=step + 1, filename_suffix=f".{time.time_ns()}"
+        )
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise ValueError(
+                "Let the `TensorBoard` that another callback writes to stand among the "
+                f"callbacks of `fit`, too. Received: log_dir={self.log_dir!r}"
+            )
+
+    def _write_step_loss(self, mean: float, batches: int, step: int) -> None:
+        """The mean loss since the last entry, from the means since the epoch began."""
+        total = mean * batches
+        since_last = (total - self._sum) / (batches - self._batches)
+        self._batches, self._sum = batches, total
+        self._write({"step_loss": since_last}, step)
+
+    def _write(self, values: dict[str, Any], step: int) -> None:
+        if self._writer is None:
+            return
+        for name, value in values.items():
+            self._writer.add_scalar(name, float(value), step)
+        self._writer.flush()
