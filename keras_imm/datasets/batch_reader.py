@@ -1,20 +1,18 @@
 """Reading the stream of batches ahead, in threads or processes."""
 
-import contextlib
 import copy
-import os
 import sys
 import warnings
+import weakref
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from keras_imm.datasets.batch_order import BatchOrder
 from keras_imm.datasets.decoding import CorruptRecordError
-from keras_imm.datasets.extras import extra
+from keras_imm.datasets.part_stream import PartStream
 
 _PART_BYTES = 4 << 20
-_MAX_THREADS = 8
 
 
 class Batch(NamedTuple):
@@ -122,7 +120,7 @@ class BatchReader:
     def __init__(self, parts: BatchParts, num_workers: int):
         self._parts = parts
         self._num_workers = num_workers
-        self._iterator = None
+        self._stream = None
         self._next = None
         self._alone = None
         self._latest = {}
@@ -155,16 +153,14 @@ class BatchReader:
 
     def close(self) -> None:
         """Stops reading ahead."""
-        iterator, self._iterator, self._next = self._iterator, None, None
-        if iterator is not None:
-            iterator.close()
+        self._next = None
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
 
     def _ahead(self, batch):
         try:
-            with _flags_parsed():
-                parts = [
-                    next(self._iterator) for _ in range(self._parts.parts_per_batch)
-                ]
+            parts = [next(self._stream) for _ in range(self._parts.parts_per_batch)]
         except BaseException:
             self.close()
             raise
@@ -172,22 +168,12 @@ class BatchReader:
         return parts
 
     def _start(self, batch):
-        grain = extra("grain", "Reading data")
         self.close()
-        per_batch = self._parts.parts_per_batch
-        parts = self._parts.from_part(batch * per_batch)
-        threads = 1 if self._num_workers else min(_MAX_THREADS, 2 * _num_cpus())
-        ahead = threads + (0 if self._num_workers else per_batch)
-        stream = grain.MapDataset.source(parts).to_iter_dataset(
-            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-        )
-        if self._num_workers:
-            options = grain.MultiprocessingOptions(
-                num_workers=self._num_workers,
-                per_worker_buffer_size=-(-per_batch // self._num_workers) + 1,
-            )
-            stream = stream.mp_prefetch(options)
-        self._iterator, self._next = iter(stream), batch
+        parts_per_batch = self._parts.parts_per_batch
+        parts = self._parts.from_part(batch * parts_per_batch)
+        self._stream = PartStream(parts, parts_per_batch, self._num_workers)
+        weakref.finalize(self, self._stream.close)
+        self._next = batch
 
     def _report(self, parts):
         for index, reason in (pair for part in parts for pair in part["corrupt"]):
@@ -200,22 +186,3 @@ class BatchReader:
 def _rows_per_part(image_bytes, num_rows):
     """64 rows at once, or fewer where images are large."""
     return max(1, min(64, _PART_BYTES // image_bytes, num_rows))
-
-
-def _num_cpus():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-
-
-@contextlib.contextmanager
-def _flags_parsed():
-    """Inside, absl's flags may be read: grain does, whoever started the program."""
-    from absl import flags
-
-    if flags.FLAGS.is_parsed():
-        yield
-        return
-    flags.FLAGS.mark_as_parsed()
-    try:
-        yield
-    finally:
-        flags.FLAGS.unparse_flags()
