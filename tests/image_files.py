@@ -31,7 +31,7 @@ def write_classes(folder, counts, **shape):
     return folder
 
 
-def write_prepared(data_dir, splits, size=8, features=None):
+def write_prepared(data_dir, splits, size=8, features=None, labels=None):
     """A data set of tfds named tiny_shapes; image n has seed n and label n % 3."""
     import tensorflow_datasets as tfds
 
@@ -54,7 +54,8 @@ def write_prepared(data_dir, splits, size=8, features=None):
         def _generate_examples(self, count):
             for i in range(count):
                 data = encoded(pixels(i, size, size + 2))
-                yield i, {"image": data, "label": i % 3}
+                label = labels[i] if labels else i % 3
+                yield i, {"image": data, "label": label}
 
     builder = TinyShapes(data_dir=data_dir, file_format="array_record")
     tfds.disable_progress_bar()

@@ -1,10 +1,11 @@
 """Encoded images to pixels, as the diffusion papers crop and resize them."""
 
+import io
 from typing import Any
 
 import numpy as np
 
-from keras_imm.datasets.extras import pillow
+from keras_imm.datasets.extras import extra, pillow
 
 
 class CorruptRecordError(ValueError):
@@ -28,13 +29,13 @@ def decode(data: bytes, channels: int = 3) -> Any:
     Raises:
         CorruptRecordError: If it is no image, or is cut off.
     """
-    Image = pillow()
-    import io
-
+    pil_image = pillow()
     try:
-        image = Image.open(io.BytesIO(data))
+        image = pil_image.open(io.BytesIO(data))
         image.load()
         return _convert(image, "RGB" if channels == 3 else "L")
+    except extra("PIL", "Reading images").UnidentifiedImageError:
+        raise CorruptRecordError("it is no image") from None
     except Exception as error:  # decoders raise what they like
         raise CorruptRecordError(str(error) or type(error).__name__) from error
 

@@ -75,6 +75,11 @@ class ImageRecords:
             image = decode(image, self.channels)
         elif self._fits(image):
             return image
+        elif image.dtype != np.uint8:
+            raise ValueError(
+                f"Images of floats must have the shape {self.image_shape}. Received: "
+                f"shape {image.shape}"
+            )
         else:
             squeezed = image[..., 0] if image.shape[-1] == 1 else image
             image = pillow().fromarray(squeezed)

@@ -1,0 +1,97 @@
+"""What cannot be read is named, and skipped or not."""
+
+import warnings
+
+import numpy as np
+import pytest
+from image_files import encoded, pixels, write_classes
+
+from keras_imm.datasets import load
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve images, of which numbers 3, 4 and 11 are corrupt."""
+    folder = write_classes(tmp_path / "images", (6, 6), height=40, width=40)
+    jpeg = encoded(pixels(0, 40, 40), "jpeg")
+    (folder / "class_0" / "003.png").write_bytes(jpeg[:-300])
+    (folder / "class_0" / "004.png").write_bytes(b"")
+    (folder / "class_1" / "005.png").write_bytes(b"<html>not found</html>")
+    return folder
+
+
+CORRUPT = {"003.png": 5, "004.png": 5, "005.png": 0}
+REPLACED = {3: 5, 4: 5, 11: 0}
+
+
+def read(dataset, epochs=2):
+    read = []
+    for _ in range(epochs):
+        dataset.on_epoch_begin()
+        read += [dataset[i] for i in range(len(dataset))]
+        dataset.on_epoch_end()
+    images, labels = zip(*read, strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def test_a_corrupt_image_stops_the_run_and_is_named(folder):
+    dataset = load(folder, 3, shuffle=False)
+    good, _ = dataset[0]
+    for _ in range(2):  # again, and not what comes after it
+        with pytest.raises(
+            ValueError, match=r"class_0/003\.png cannot be read: .*trunc"
+        ):
+            dataset[1]
+    np.testing.assert_array_equal(dataset[0][0], good)
+    assert len(dataset[2][0]) == 3
+    (folder / "class_0" / "003.png").write_bytes(encoded(pixels(3, 40, 40)))
+    with pytest.raises(ValueError, match=r"004\.png cannot be read: it is no image"):
+        dataset[1]
+
+
+def test_a_skipped_image_is_named_once_and_replaced_by_the_next(folder):
+    dataset = load(folder, 4, on_corrupt="skip")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        images, labels = read(dataset)
+    told = [str(w.message) for w in caught if "Skipping" in str(w.message)]
+    assert len(told) == 3
+    assert {name.rsplit("/", 1)[1] for name in dataset.corrupt} == set(CORRUPT)
+    for name, reason in dataset.corrupt.items():
+        assert f"Skipping {name}: {reason}" in told
+    indices = [dataset.batch_indices(i, epoch) for epoch in (0, 1) for i in range(3)]
+    for image, label, index in zip(
+        images, labels, np.concatenate(indices), strict=True
+    ):
+        index = REPLACED.get(index, index)
+        expected = pixels(index, 40, 40) / np.float32(127.5) - 1
+        np.testing.assert_allclose(image, expected, rtol=0, atol=1e-7)
+        assert label == index // 6
+
+
+def test_processes_that_read_change_nothing_and_report_what_they_skip(folder):
+    with pytest.warns(UserWarning, match="Skipping"):
+        expected = read(load(folder, 4, on_corrupt="skip", flip=True))
+    dataset = load(folder, 4, on_corrupt="skip", flip=True, num_workers=2)
+    with pytest.warns(UserWarning, match="Skipping"):
+        found = read(dataset)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len(dataset.corrupt) == 3
+    dataset.close()
+
+
+def test_only_corrupt_images_are_an_error(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="No record can be read"):
+        load(tmp_path, 2, on_corrupt="skip")
+    with pytest.raises(ValueError, match=r"a\.png cannot be read"):
+        load(tmp_path, 2)
+
+
+def test_a_file_that_is_gone_is_not_skipped(folder):
+    dataset = load(folder, 4, on_corrupt="skip", shuffle=False)
+    (folder / "class_0" / "001.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"001\.png"):
+        dataset[0]
