@@ -12,6 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # PyTorch alone counts physical cores; give each framework what the machine has.
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
+import functools
 import json
 import pathlib
 import platform
@@ -286,11 +287,16 @@ def main(_):
     )
     fit_seconds = time.perf_counter() - fit_start
 
+    @functools.cache
+    def noise(count):  # as `progress` draws it
+        rng = np.random.default_rng(FLAGS.seed)
+        return rng.standard_normal((count, *images.shape[1:]), "float32")
+
     def generate(labels, num_steps):
         return model.generate(
             labels,
             num_steps=num_steps,
-            seed=FLAGS.seed,
+            noise=noise(len(labels)),
             batch_size=SAMPLING_BATCH,
             verbose=0,
         )
