@@ -1,0 +1,338 @@
+"""What examples/cifar10.py and examples/imagenet.py share: a recipe, trained.
+
+An example says where its data are and what its samples look like; everything else, from
+the devices to the last table, is here.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# PyTorch alone counts physical cores; give each framework what the machine has.
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+
+import ast
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from absl import flags
+
+import keras_imm
+from keras_imm import callbacks, distribution, recipes
+from keras_imm.atomic import atomic_directory
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string(
+    "out",
+    None,
+    "Folder for checkpoints, pictures, logs and the model. If it holds a checkpoint "
+    "of the same run, the run continues.",
+)
+flags.DEFINE_multi_string(
+    "set", [], "Value of the recipe to replace, such as --set=learning_rate=2e-4."
+)
+flags.DEFINE_string(
+    "network", "{}", "JSON: arguments of the network to replace, for trials."
+)
+flags.DEFINE_integer("iterations", None, "Training steps. Default: the recipe's.")
+flags.DEFINE_integer("batch_size", None, "Images per step. Default: the recipe's.")
+flags.DEFINE_integer(
+    "accumulation_steps",
+    1,
+    "Parts that a batch is computed in, one after the other, for a batch that does "
+    "not fit into the devices.",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "steps_per_epoch",
+    1000,
+    "Steps between checkpoints, log entries and pictures.",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "log_every", 100, "Steps between entries of the loss.", lower_bound=1
+)
+flags.DEFINE_integer(
+    "pictures_every", 5, "Epochs between pictures and measurements.", lower_bound=1
+)
+flags.DEFINE_string(
+    "dtype", None, "Dtype policy, such as mixed_bfloat16. Default: float32."
+)
+flags.DEFINE_integer("seed", 0, "Of weights, data order, noise and times.")
+flags.DEFINE_integer(
+    "num_workers", 0, "Processes that read data; 0 reads in threads.", lower_bound=0
+)
+flags.DEFINE_enum(
+    "on_corrupt", "raise", ["raise", "skip"], "What a record that cannot be read does."
+)
+flags.DEFINE_integer(
+    "num_samples", 2048, "Images per measurement of quality.", lower_bound=2
+)
+flags.DEFINE_integer(
+    "sampling_batch", 256, "Images in one pass when sampling.", lower_bound=1
+)
+flags.DEFINE_bool(
+    "smoke", False, "A tiny network on data made up on the spot: does it run?"
+)
+flags.DEFINE_string(
+    "coordinator_address", None, "host:port of process 0, for several processes."
+)
+flags.DEFINE_integer("num_processes", None, "Number of processes.")
+flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+
+SMOKE = {
+    "batch_size": 8,
+    "iterations": 6,
+    "steps_per_epoch": 3,
+    "log_every": 2,
+    "pictures_every": 1,
+    "num_samples": 16,
+    "sampling_batch": 16,
+}
+
+
+@dataclasses.dataclass
+class Task:
+    """What one example adds.
+
+    Attributes:
+        recipe: Name of the recipe.
+        load: `load(recipe, batch_size, held_out=False, **options)` returns the
+            `keras_imm.datasets.ImageDataset` of the training data, or of the data
+            that samples are compared with, in the model's range.
+        to_uint8: Turns samples into pictures.
+        smoke_network: Arguments of the network for --smoke.
+        smoke_image_shape: Shape of its data.
+        smoke_num_classes: Classes of its data.
+    """
+
+    recipe: str
+    load: Callable[..., Any]
+    to_uint8: Callable[[np.ndarray], np.ndarray]
+    smoke_network: dict[str, Any]
+    smoke_image_shape: tuple[int, int, int]
+    smoke_num_classes: int = 0
+
+    def overrides(self) -> dict[str, Any]:
+        """The values of the recipe that the flags replace."""
+        values = {}
+        if FLAGS.smoke:
+            values["image_shape"] = self.smoke_image_shape
+            values["num_classes"] = self.smoke_num_classes
+        for name in ("batch_size", "iterations"):
+            if FLAGS[name].value is not None:
+                values[name] = FLAGS[name].value
+        for text in FLAGS.set:
+            name, _, value = text.partition("=")
+            try:
+                values[name] = ast.literal_eval(value)
+            except (SyntaxError, ValueError):
+                values[name] = value
+        return values
+
+    def network(self) -> dict[str, Any]:
+        """The arguments of the network that the flags replace."""
+        return (self.smoke_network if FLAGS.smoke else {}) | json.loads(FLAGS.network)
+
+
+def start() -> distribution.Strategy:
+    """Starts the devices; with --smoke, gives flags that were not set small values."""
+    if FLAGS.smoke:
+        for name, value in SMOKE.items():
+            if not FLAGS[name].present:
+                FLAGS[name].value = value
+    return distribution.initialize(
+        FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id
+    )
+
+
+def out_folder() -> pathlib.Path:
+    """--out, or a folder named after the recipe."""
+    return pathlib.Path(FLAGS.out or f"runs/{FLAGS.recipe}{'_smoke' * FLAGS.smoke}")
+
+
+def smoke_data(make: Callable[[pathlib.Path], None]) -> pathlib.Path:
+    """The folder of data for --smoke, in --out; made once."""
+    folder = out_folder() / "smoke_data"
+    if not folder.exists() and distribution.is_chief():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_directory(folder) as unfinished:
+            make(unfinished)
+    distribution.barrier()
+    return folder
+
+
+def train(task: Task, strategy: distribution.Strategy) -> None:
+    """Trains the recipe of a task, or goes on with it, and measures it at the end."""
+    overrides, network = task.overrides(), task.network()
+    recipe = recipes.get(task.recipe, **overrides)
+    keras.utils.set_random_seed(FLAGS.seed)
+    dataset = task.load(
+        recipe,
+        recipe.batch_size,
+        seed=FLAGS.seed,
+        steps_per_epoch=FLAGS.steps_per_epoch,
+        num_workers=FLAGS.num_workers,
+        on_corrupt=FLAGS.on_corrupt,
+        process_index=distribution.process_index(),
+        process_count=distribution.process_count(),
+    )
+    with strategy.scope():
+        model = recipes.build(
+            task.recipe,
+            dtype=FLAGS.dtype,
+            accumulation_steps=FLAGS.accumulation_steps,
+            seed=FLAGS.seed,
+            network=network,
+            **overrides,
+        )
+    out = out_folder()
+    chief = distribution.is_chief()
+    if chief:
+        recipes.describe(task.recipe, **overrides)
+        print(f"{model.backbone.count_params():,} parameters; results in {out}")
+    quality = Quality(task, recipe)
+    checkpoint = callbacks.TrainingCheckpoint(
+        out / "checkpoints",
+        dataset,
+        settings={
+            "recipe": task.recipe,
+            "set": {k: str(v) for k, v in overrides.items() if k != "iterations"},
+            "network": network,
+            "dtype": FLAGS.dtype,
+        },
+    )
+    model.fit(
+        dataset,
+        epochs=-(-recipe.iterations // FLAGS.steps_per_epoch),
+        verbose=2 if chief else 0,
+        callbacks=[
+            *watching(task, recipe, quality, out),
+            callbacks.TerminateOnNonFinite(out, dataset),
+            checkpoint,
+        ],
+    )
+    if chief:
+        model.save(out / "model.keras")
+        report(task, model, recipe, quality, checkpoint.logs)
+
+
+def watching(task: "Task", recipe: Any, quality: "Quality", out: pathlib.Path) -> list:
+    """Speed, learning rate, pictures and quality, for TensorBoard and the console."""
+    board = callbacks.TensorBoard(out / "logs", every_n_steps=FLAGS.log_every)
+    columns = min(16, len(quality.images))
+    labels = None if quality.labels is None else quality.labels[:columns]
+    sampling = {"freq": FLAGS.pictures_every, "tensorboard": board}
+    sampling |= {"num_steps": sampling_steps(recipe)}
+    return [
+        callbacks.LearningRate(),
+        callbacks.Throughput(recipe.batch_size),
+        callbacks.SampleGrid(
+            out / "samples_{step:07d}.png",
+            task.to_uint8,
+            **quality.arguments
+            | sampling
+            | {
+                "labels": labels,
+                "num_samples": None if recipe.num_classes else columns,
+            },
+        ),
+        callbacks.QualityMonitor(
+            quality.images,
+            features=pooled_pixels,
+            name="frechet_pooled",
+            **quality.arguments | sampling,
+        ),
+        board,
+    ]
+
+
+def pooled_pixels(images: np.ndarray) -> np.ndarray:
+    """Images averaged over blocks to 8x8: few enough numbers for a covariance."""
+    batch, height, width, channels = images.shape
+    rows, columns = min(8, height), min(8, width)
+    whole = images[:, : height // rows * rows, : width // columns * columns]
+    blocks = whole.reshape(
+        batch, rows, height // rows, columns, width // columns, channels
+    )
+    return blocks.mean((2, 4), dtype="float64").reshape(batch, -1)
+
+
+class Quality:
+    """Samples against data, by the Fréchet distance of their pooled pixels."""
+
+    def __init__(self, task: "Task", recipe: Any):
+        def load(batch_size):
+            return task.load(recipe, batch_size, held_out=True, shuffle=False)
+
+        count = min(FLAGS.num_samples, load(1).num_records)
+        batch = load(count)[0]
+        self.images, labels = batch if isinstance(batch, tuple) else (batch, None)
+        self.labels = labels if recipe.num_classes else None
+        self.arguments = {
+            "labels": self.labels,
+            "num_samples": None if self.labels is not None else count,
+            "guidance_scale": recipe.guidance_scale,
+            "sampler": recipe.sampler,
+            "batch_size": FLAGS.sampling_batch,
+        }
+
+    def frechet(self, samples: np.ndarray) -> float:
+        """Fréchet distance between the pooled pixels of samples and of data."""
+        return keras_imm.metrics.frechet_distance(
+            pooled_pixels(samples), pooled_pixels(self.images)
+        )
+
+
+def time_grid(recipe: Any, num_steps: int) -> Any:
+    """The recipe's grid where it has this number of steps, otherwise a uniform one."""
+    grid = recipe.time_grid
+    if isinstance(grid, str):
+        return grid
+    return list(grid) if len(grid) + 1 == num_steps else "uniform"
+
+
+def report(task: Task, model: Any, recipe: Any, quality: "Quality", logs: list) -> None:
+    """Measures the model, prints the table and writes results.json."""
+    rows = []
+    for num_steps in sampling_steps(recipe):
+        samples = model.generate(
+            num_steps=num_steps,
+            time_grid=time_grid(recipe, num_steps),
+            seed=FLAGS.seed,
+            verbose=0,
+            **quality.arguments,
+        )
+        rows.append({"steps": num_steps, "frechet_pooled": quality.frechet(samples)})
+    print(f"\n{'steps':>5}  {'Fréchet, pooled pixels':>22}")
+    for row in rows:
+        print(f"{row['steps']:>5}  {row['frechet_pooled']:>22.4f}")
+    results = {
+        "recipe": task.recipe,
+        "settings": {name: str(value) for name, value in task.overrides().items()},
+        "backend": keras.backend.backend(),
+        "keras_imm": keras_imm.__version__,
+        "held_out_loss": held_out_loss(task, model, recipe),
+        "num_samples": len(quality.images),
+        "samples": rows,
+        "epochs": logs,
+    }
+    text = json.dumps(results, indent=2) + "\n"
+    (out_folder() / "results.json").write_text(text)
+
+
+def held_out_loss(task: Task, model: Any, recipe: Any) -> float:
+    """The loss on the data that samples are compared with."""
+    count = task.load(recipe, 1, held_out=True, shuffle=False).num_records
+    size = min(recipe.batch_size, count // recipe.group_size * recipe.group_size)
+    data = task.load(recipe, size, held_out=True, shuffle=False)
+    return float(model.evaluate(data, verbose=0))
+
+
+def sampling_steps(recipe: Any) -> list[int]:
+    """The numbers of steps that the paper reports for a recipe, at most 8."""
+    return [steps for steps, _ in recipe.fid if steps <= 8]
