@@ -3,10 +3,10 @@
     KERAS_BACKEND=jax python benchmarks/kill_and_resume.py --kills=10
 
 It trains `examples/cifar10.py --smoke`, or another --example, in a folder, undisturbed.
-Then it does the same in another folder, kills the process by SIGKILL at `--kills` random
-moments, every other one while a checkpoint is being written, starts the same command
-again after each, and compares the last checkpoints bit by bit: weights, averages,
-optimizer, random states and the losses of all epochs.
+Then it does the same in another folder, kills the process by SIGKILL at `--kills`
+random moments, every other one while a checkpoint is being written, starts the same
+command again after each, and compares the last checkpoints bit by bit: weights,
+averages, optimizer, random states and the losses of all epochs.
 """
 
 import json
