@@ -85,10 +85,13 @@ flags.register_validator(
 
 
 class BlockMeans:
-    """A stand-in that averages blocks of 8 by 8 pixels; no autoencoder."""
+    """A stand-in that averages blocks of 8 by 8 pixels; no autoencoder.
+
+    It takes full batches alone, for which an autoencoder is compiled.
+    """
 
     def encode(self, images):
-        batch, height, width, _ = images.shape
+        batch, height, width = FLAGS.batch_size, *images.shape[1:3]
         blocks = images.reshape(batch, height // 8, 8, width // 8, 8, 3) / 127.5 - 1
         mean = blocks.mean((2, 4)).astype("float32")
         mean = np.concatenate([mean, mean[..., :1]], axis=-1)

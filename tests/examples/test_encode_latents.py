@@ -1,5 +1,6 @@
 """Encoding loses no image and repeats none, however often it is killed."""
 
+import hashlib
 import os
 import pathlib
 import random
@@ -183,6 +184,23 @@ def test_other_settings_are_refused_with_both_values(
     assert status == 1
     assert re.search(message, output), output
     assert len(contents(tmp_path)) == 1
+
+
+def test_another_autoencoder_is_refused(
+    encode_latents, source, uninterrupted, tmp_path
+):
+    """Before it is read: whatever file of weights this is, it is not the same."""
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"weights")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "settings.json").write_bytes(uninterrupted[0]["settings.json"])
+    status, output = encode_latents.run(
+        f"--source={source}", f"--out={out}", *FLAGS, f"--vae={weights}"
+    )
+    assert status == 1
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert f"vae='tiny'. Received: vae='sha256:{digest}'" in output
 
 
 def test_another_source_is_refused(encode_latents, uninterrupted, tmp_path):

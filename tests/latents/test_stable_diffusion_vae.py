@@ -66,15 +66,16 @@ def checksum(vae):
     return sums
 
 
+# KerasCV's own epsilon of 1e-5 would move each of these by 4e-5.
 def test_moments_are_the_golden_ones(vae, golden):
     mean, std = vae.encode(golden["images"])
-    np.testing.assert_allclose(mean, golden["latent_mean"], atol=5e-5)
-    np.testing.assert_allclose(std, golden["latent_std"], atol=5e-5)
+    np.testing.assert_allclose(mean, golden["latent_mean"], atol=2.5e-5)
+    np.testing.assert_allclose(std, golden["latent_std"], atol=2e-5)
 
 
 def test_the_decoder_is_the_golden_one(vae, golden):
     decoded = vae.decoder.predict_on_batch(golden["latents"])
-    np.testing.assert_allclose(decoded, golden["decoded"], atol=5e-5)
+    np.testing.assert_allclose(decoded, golden["decoded"], atol=3e-5)
 
 
 def test_decode_takes_scaled_latents_and_truncates(vae, golden):
@@ -115,6 +116,7 @@ def test_samples_have_the_moments_and_follow_the_seed(vae):
     noise = (z - normalize(mean, 1.0)) * scale / 0.3
     assert abs(noise.mean()) < 0.05
     assert abs(noise.std() - 1) < 0.05
+    assert abs(np.mean(noise[0] * noise[1])) < 0.05  # each image has its own
     np.testing.assert_array_equal(vae.sample((mean, std), seed=1), x)
     assert np.any(vae.sample((mean, std), seed=2) != x)
     np.testing.assert_array_equal(
