@@ -155,7 +155,7 @@ class BatchReader:
         """Stops reading ahead."""
         self._next = None
         if self._stream is not None:
-            self._stream.close()
+            self._close_stream()
         self._stream = None
 
     def _ahead(self, batch):
@@ -172,7 +172,8 @@ class BatchReader:
         parts_per_batch = self._parts.parts_per_batch
         parts = self._parts.from_part(batch * parts_per_batch)
         self._stream = PartStream(parts, parts_per_batch, self._num_workers)
-        weakref.finalize(self, self._stream.close)
+        # Called by `close`, or when this is gone, or at the end of the program.
+        self._close_stream = weakref.finalize(self, self._stream.close)
         self._next = batch
 
     def _report(self, parts):

@@ -49,7 +49,9 @@ class PartStream(Iterator):
     def close(self) -> None:
         """Ends the threads or processes."""
         self._started.clear()
-        self._stream.close()
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None  # grain's parts must be gone before its modules are
 
 
 def _num_cpus():

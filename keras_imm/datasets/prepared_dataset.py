@@ -50,12 +50,12 @@ class PreparedDataset:
         """The record `index`, as `{"image": encoded bytes, "label": int}`."""
         try:
             record = self._source[index]
+            label = int(record[self._label]) if self._label else -1
+            return {"image": bytes(record[self._key]), "label": label}
         except OSError:
             raise
         except Exception as error:  # a damaged file, in the words of its reader
             raise CorruptRecordError(str(error) or type(error).__name__) from error
-        label = int(record[self._label]) if self._label else -1
-        return {"image": record[self._key], "label": label}
 
     def record_name(self, index: int) -> str:
         """Name of the data set, its split and the index in it."""
@@ -108,6 +108,7 @@ def _keys(features, kind):
 def _source(builder, name, split, data_dir, image_key):
     if split not in ("all", *builder.info.splits) and not builder.info.splits:
         raise ValueError(_not_prepared(builder, name, data_dir))
+    _check_files(builder, split)
     decoders = {image_key: _tfds().decode.SkipDecoding()}
     try:
         return builder.as_data_source(split=split, decoders=decoders)
@@ -119,6 +120,17 @@ def _source(builder, name, split, data_dir, image_key):
             f"`split` must be one of {', '.join(map(repr, builder.info.splits))}, or a "
             f"part of one. Received: split={split!r} ({message})"
         ) from error
+
+
+def _check_files(builder, split):
+    name = split.split("[")[0]
+    files = builder.info.splits[name].filepaths if name in builder.info.splits else ()
+    missing = [os.fspath(path) for path in files if not path.exists()]
+    if missing:
+        raise ValueError(
+            f"{builder.info.full_name} must be whole. Received: {len(missing)} of "
+            f"{len(files)} files are missing, the first is {missing[0]}"
+        )
 
 
 def _not_prepared(builder, name, data_dir):

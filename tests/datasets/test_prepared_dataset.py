@@ -10,6 +10,8 @@ import pytest
 from image_files import pixels, write_classes, write_prepared
 from scripts import ROOT
 
+from keras_imm.datasets import load
+from keras_imm.datasets.decoding import decode
 from keras_imm.datasets.prepared_dataset import PreparedDataset
 
 WITHOUT_TENSORFLOW = """
@@ -48,8 +50,6 @@ def test_a_prepared_data_set_is_records(data_dir):
     assert source.class_names == ["circle", "square", "star"]
     assert source.image_shape == (None, None, 3)
     seeds = {pixels(i, 8, 10).tobytes(): i for i in range(7)}
-    from keras_imm.datasets.decoding import decode
-
     found = [seeds[np.asarray(decode(source[i]["image"])).tobytes()] for i in range(7)]
     assert sorted(found) == list(range(7))
     assert [source[i]["label"] for i in range(7)] == [i % 3 for i in found]
@@ -86,6 +86,18 @@ def test_wrong_names_and_splits_are_said_shortly(data_dir):
     assert len(str(error.value)) < 300
     with pytest.raises(ValueError, match="one of 'train', 'test', or a part"):
         PreparedDataset("tiny_shapes", "validation", data_dir)
+
+
+def test_damaged_files_are_corrupt_records_and_missing_ones_an_error(tmp_path):
+    write_prepared(tmp_path, {"train": 40})
+    (file,) = (tmp_path / "tiny_shapes" / "1.0.0").glob("*.array_record*")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"tiny_shapes/1\.0\.0 train\[\d+\] cannot be"):
+        load("tiny_shapes", 40, data_dir=tmp_path)[0]
+    file.unlink()
+    with pytest.raises(ValueError, match="1 of 1 files are missing"):
+        load("tiny_shapes", 40, data_dir=tmp_path, on_corrupt="skip")
 
 
 def test_data_without_images_is_refused(tmp_path):
