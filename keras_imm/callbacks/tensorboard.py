@@ -1,13 +1,12 @@
 """Event files for TensorBoard, without TensorFlow."""
 
 import os
-import time
-from typing import Any
 
 import keras
 import numpy as np
 
 from keras_imm import distribution
+from keras_imm.callbacks.event_file import EventFile
 from keras_imm.callbacks.steps import StepCounter, optimizer_step
 from keras_imm.validation import check_integer
 
@@ -55,7 +54,7 @@ class TensorBoard(keras.callbacks.Callback):
         self.log_dir = os.fspath(log_dir)
         self.every_n_steps = every_n_steps
         self._counter = StepCounter(every_n_steps)
-        self._writer = None
+        self._file: EventFile | None = None
         self._is_open = False
         self._told_by_step: set[str] = set()
 
@@ -87,11 +86,13 @@ class TensorBoard(keras.callbacks.Callback):
             ValueError: If this callback is not among those of the running `fit`.
         """
         self._check_open()
-        if self._writer is not None:
-            self._writer.add_image(name, image, step, dataformats="HWC")
-            self._writer.flush()
+        if self._file is not None:
+            self._file.add_image(name, image, step)
 
     # -- During fit
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        self._close()  # where the last `fit` failed
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._counter.begin_epoch(self.model)
@@ -117,26 +118,18 @@ class TensorBoard(keras.callbacks.Callback):
         self._write({k: logs[k] for k in logs.keys() - self._told_by_step}, step)
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._writer, self._is_open = None, False
+        self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file, self._is_open = None, False
         self._told_by_step = set()
 
     def _open(self, step: int) -> None:
         self._is_open = True
-        if not distribution.is_chief():
-            return
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise ImportError(
-                "`TensorBoard` needs tensorboardX: "
-                '`pip install "keras_imm[tensorboard]"`'
-            ) from error
-        # Names of files made within a second would be the same without the suffix.
-        self._writer = SummaryWriter(
-            self.log_dir, purge_step=step + 1, filename_suffix=f".{time.time_ns()}"
-        )
+        if distribution.is_chief():
+            self._file = EventFile(self.log_dir, first_step=step + 1)
 
     def _check_open(self) -> None:
         if not self._is_open:
@@ -152,9 +145,6 @@ class TensorBoard(keras.callbacks.Callback):
         self._batches, self._sum = batches, total
         self._write({"step_loss": since_last}, step)
 
-    def _write(self, values: dict[str, Any], step: int) -> None:
-        if self._writer is None:
-            return
-        for name, value in values.items():
-            self._writer.add_scalar(name, float(value), step)
-        self._writer.flush()
+    def _write(self, values: dict[str, float], step: int) -> None:
+        if self._file is not None:
+            self._file.add_scalars(values, step)
