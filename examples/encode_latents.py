@@ -216,10 +216,9 @@ class Shard:
 
 
 def encode_shard(number, dataset, vae, executor, progress):
-    start = number * FLAGS.shard_size
-    stop = min(start + FLAGS.shard_size, num_images(dataset))
     shard = Shard(vae)
-    for index, content in read_ahead(executor, dataset, range(start, stop)):
+    indices = positions(number, dataset)
+    for index, content in read_ahead(executor, dataset, indices):
         if isinstance(content, CorruptRecordError):
             skip(shard, dataset.record_name(index), content)
         else:
@@ -239,39 +238,42 @@ def skip(shard, name, error):
 
 def encode():
     dataset = open_source()
-    shard_files.claim_folder(FLAGS.out, settings(dataset))
+    made_with = settings(dataset)
+    shard_files.check_settings(FLAGS.out, made_with)
     num_shards = -(-num_images(dataset) // FLAGS.shard_size)
     mine = range(FLAGS.process_index, num_shards, FLAGS.process_count)
     missing = [n for n in mine if not shard_files.has_shard(FLAGS.out, n)]
     if len(missing) < len(mine):
         print(f"Going on: {len(mine) - len(missing)} of {len(mine)} shards are there.")
     if missing:
-        encode_shards(missing, dataset)
-    complete = shard_files.write_manifest(
-        FLAGS.out,
-        num_shards,
-        {
-            "moments_shape": list(moments_shape()),
-            "dtype": FLAGS.dtype,
-            "mirrored": FLAGS.flip,
-            "num_classes": dataset.num_classes,
-            "class_names": dataset.class_names,
-        },
-    )
-    if complete:
+        vae = build_vae()  # before the folder is claimed for its latents
+        shard_files.claim_folder(FLAGS.out, made_with)
+        encode_shards(missing, dataset, vae)
+    description = {
+        "moments_shape": list(moments_shape()),
+        "dtype": FLAGS.dtype,
+        "mirrored": FLAGS.flip,
+        "num_classes": dataset.num_classes,
+        "class_names": dataset.class_names,
+    }
+    if shard_files.write_manifest(FLAGS.out, num_shards, description):
         summarize()
     else:
         print("Done here; the manifest waits for the other processes' shards.")
 
 
-def encode_shards(numbers, dataset):
-    vae = build_vae()
-    last = -(-num_images(dataset) // FLAGS.shard_size) - 1
-    images = len(numbers) * FLAGS.shard_size
-    if numbers[-1] == last:
-        images -= (last + 1) * FLAGS.shard_size - num_images(dataset)
-    interval = 0.2 if sys.stdout.isatty() else 30.0
-    progress = keras.utils.Progbar(images, unit_name="image", interval=interval)
+def positions(number, dataset):
+    """Which images of the source a shard is made of."""
+    start = number * FLAGS.shard_size
+    return range(start, min(start + FLAGS.shard_size, num_images(dataset)))
+
+
+def encode_shards(numbers, dataset, vae):
+    progress = keras.utils.Progbar(
+        sum(len(positions(number, dataset)) for number in numbers),
+        unit_name="image",
+        interval=0.2 if sys.stdout.isatty() else 30.0,
+    )
     with concurrent.futures.ThreadPoolExecutor(FLAGS.threads) as executor:
         for number in numbers:
             encode_shard(number, dataset, vae, executor, progress)

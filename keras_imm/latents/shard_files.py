@@ -55,6 +55,32 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}"
 
 
+def check_settings(folder: str | os.PathLike, settings: dict[str, Any]) -> None:
+    """Refuses to put shards of other settings into a folder.
+
+    Args:
+        folder: The folder, which need not be there.
+        settings: What the shards depend on, as JSON can hold it.
+
+    Raises:
+        ValueError: If the folder's shards are made with other settings; the message
+            names the first that differs, with both values.
+    """
+    path = pathlib.Path(folder) / SETTINGS
+    if not path.exists():
+        return
+    stored = read_json(path)
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} must hold settings by name. Received: {stored!r}")
+    for name in sorted({*stored, *settings}):
+        if stored.get(name) != settings.get(name):
+            raise ValueError(
+                f"{folder} is for latents made with {name}={stored.get(name)!r}. "
+                f"Received: {name}={settings.get(name)!r}. Continue with the same "
+                "settings, choose another folder or empty this one."
+            )
+
+
 def claim_folder(folder: str | os.PathLike, settings: dict[str, Any]) -> None:
     """Makes a folder for shards with these settings, or checks that it has the same.
 
@@ -63,24 +89,14 @@ def claim_folder(folder: str | os.PathLike, settings: dict[str, Any]) -> None:
         settings: What the shards depend on, as JSON can hold it.
 
     Raises:
-        ValueError: If the folder's shards were made with other settings; the message
-            names the first that differs, with both values.
+        ValueError: If the folder's shards are made with other settings, as
+            `check_settings` does.
     """
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / SETTINGS
+    path = pathlib.Path(folder) / SETTINGS
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         _write_once(path, _json(settings))
-    stored = read_json(path)
-    if not isinstance(stored, dict):
-        raise ValueError(f"{path} must hold settings by name. Received: {stored!r}")
-    for name in sorted({*stored, *settings}):
-        if stored.get(name) != settings.get(name):
-            raise ValueError(
-                f"{folder} holds latents made with {name}={stored.get(name)!r}. "
-                f"Received: {name}={settings.get(name)!r}. Continue with the same "
-                "settings, or choose another folder."
-            )
+    check_settings(folder, settings)
 
 
 def write_shard(

@@ -275,6 +275,7 @@ def test_wrong_flags_are_named(encode_latents, source, tmp_path, flags, message)
     )
     assert status == 1
     assert message in output
+    assert not contents(tmp_path)  # which then is free for the right ones
 
 
 def test_a_source_is_needed(encode_latents, tmp_path):
