@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import time
 import warnings
 
 import torch
@@ -72,5 +73,8 @@ def _warn_of_idle_devices() -> None:
 
 
 def _leave() -> None:
+    # Threads of gloo may still hold Python's tensors: they let go while this one
+    # sleeps, and would abort the process once Python is gone.
+    time.sleep(0.1)
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -4,23 +4,25 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import torch
 import torch.distributed as dist
 
-from keras_imm.seeds import streams_of_device
+from keras_imm.seeds import random_states, streams_of_device
 
 
 class Trainer:
     """Eager steps, alone or in one of several processes."""
 
     def train_step(self, data: Any) -> dict:
+        parallel = None if _processes() == 1 else self._joined(data)
         with self._own_streams():
             with torch.no_grad():
                 particles = self.draw_particles(data, training=True)
-            if _processes() == 1:
+            if parallel is None:
                 loss, gradients = self._gradients(particles)
             else:
-                loss, gradients = self._gradients_of_processes(particles)
+                loss, gradients = self._gradients_of_processes(particles, parallel)
         with torch.no_grad():
             steps = self.accumulation_steps
             if steps > 1:
@@ -45,20 +47,28 @@ class Trainer:
                 ]
         return loss_sum, gradient_sum
 
-    def _gradients_of_processes(self, particles: Any) -> tuple[Any, list]:
+    def _gradients_of_processes(
+        self, particles: Any, parallel: "_ParallelObjective"
+    ) -> tuple[Any, list]:
         """Sums over the micro-batches of the means over the processes."""
-        if not self.built:
-            self.build(particles.x_t.shape)
-        weights = [v.value for v in self.trainable_variables]
-        if self._parallel is None or not self._parallel.is_of(weights):
-            self._parallel = _ParallelObjective(self, weights)
         loss_sum = 0.0
         for part, y_target, is_last in self._parts(particles):
-            loss_sum = loss_sum + self._parallel.backward(part, y_target, is_last)
-        gradients = [weight.grad for weight in weights]
-        for weight in weights:
-            weight.grad = None
-        return loss_sum, gradients
+            loss_sum = loss_sum + parallel.backward(part, y_target, is_last)
+        return loss_sum, parallel.take_gradients()
+
+    def _joined(self, data: Any) -> "_ParallelObjective":
+        """The loss of all processes, which go on from the state of the first."""
+        if not self.built:
+            x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+            self.build(tuple(x.shape))
+        weights = [v.value for v in self.trainable_variables]
+        if self._parallel is None or not self._parallel.is_of(weights):
+            rest = self.non_trainable_variables + self.optimizer.variables
+            with torch.no_grad():
+                for value in weights + [v.value for v in rest]:
+                    dist.broadcast(value.data, src=0)
+            self._parallel = _ParallelObjective(self, weights)
+        return self._parallel
 
     def _parts(self, particles: Any) -> Iterator[tuple]:
         """Micro-batch, its target, and whether it is the last."""
@@ -93,36 +103,48 @@ class Trainer:
 
 
 class _ParallelObjective:
-    """The loss of a model in `DistributedDataParallel`.
-
-    All processes go on from the state of the first.
-    """
+    """The loss of a model in `DistributedDataParallel`, for `weights`."""
 
     def __init__(self, model: Any, weights: list):
-        self._objective = torch.nn.parallel.DistributedDataParallel(
-            _Objective(model, weights),
-            broadcast_buffers=False,
-            find_unused_parameters=True,
-            gradient_as_bucket_view=True,
-        )
+        self._model = model
         self._weights = weights
-        rest = model.non_trainable_variables + model.optimizer.variables
-        with torch.no_grad():
-            for variable in rest:
-                dist.broadcast(variable.value.data, src=0)
+        self._objective = None
 
     def is_of(self, weights: list) -> bool:
-        """Whether these are the weights that the processes keep equal."""
+        """Whether these are the weights whose gradients it takes."""
         same = len(weights) == len(self._weights)
         return same and all(a is b for a, b in zip(weights, self._weights, strict=True))
 
     def backward(self, particles: Any, y_target: Any, is_last: bool) -> Any:
         """Adds to the weights' gradients, and to all processes' with the last part."""
+        if self._objective is None:
+            self._objective = torch.nn.parallel.DistributedDataParallel(
+                _Objective(self._model, self._used(particles, y_target)),
+                gradient_as_bucket_view=True,
+            )
         alone = contextlib.nullcontext if is_last else self._objective.no_sync
         with alone():
             scaled, loss = self._objective(particles, y_target)
             scaled.backward()
         return loss
+
+    def take_gradients(self) -> list:
+        """Gradients of the weights, None for those that nothing depends on."""
+        gradients = [weight.grad for weight in self._weights]
+        for weight in self._weights:
+            weight.grad = None
+        return gradients
+
+    def _used(self, particles: Any, y_target: Any) -> list:
+        """The weights that the loss depends on: the others would be waited for."""
+        states = random_states(self._model)
+        before = [state.value * 1 for state in states]
+        loss = self._model.compute_objective(particles, y_target, training=True)
+        gradients = torch.autograd.grad(loss, self._weights, allow_unused=True)
+        for state, value in zip(states, before, strict=True):
+            state.assign(value)
+        pairs = zip(self._weights, gradients, strict=True)
+        return [weight for weight, gradient in pairs if gradient is not None]
 
 
 class _Objective(torch.nn.Module):

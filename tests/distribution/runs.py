@@ -6,7 +6,6 @@ import pathlib
 import keras
 import numpy as np
 from keras import ops
-from small_dit import small_dit
 
 import keras_imm
 
@@ -27,15 +26,51 @@ class ParticlesOfData(keras_imm.IMM):
         return self.objective.noised(x, noise, s, r, t, labels, labels)
 
 
+class Double(keras.layers.Layer):
+    """A network of operations that compute in float64 under every backend."""
+
+    num_classes = 3
+    image_shape = (4, 4, 1)
+
+    def __init__(self, dropout=0.0, **kwargs):
+        super().__init__(**{"dtype": "float64"} | kwargs)
+        self.dropout = keras.layers.Dropout(dropout, seed=5, dtype="float64")
+
+    def build(self, _):
+        for name, rows in (("data", 16), ("times", 2), ("labels", 4), ("back", 8)):
+            shape = (rows, 16 if name == "back" else 8)
+            setattr(self, name, self.add_weight(shape=shape, name=name))
+
+    def call(self, inputs, training=False):
+        x, t, s, labels = inputs
+        times = ops.stack([t, s], axis=1) / 1000.0
+        hidden = ops.einsum("bi,ij->bj", ops.reshape(x, (-1, 16)), self.data)
+        hidden = hidden + ops.einsum("bi,ij->bj", times, self.times)
+        hidden = hidden + ops.take(self.labels, labels, axis=0)
+        hidden = hidden / ops.sqrt(1.0 + ops.square(hidden))
+        hidden = self.dropout(hidden, training=training)
+        return ops.reshape(ops.einsum("bi,ij->bj", hidden, self.back), ops.shape(x))
+
+
 class WithUnusedWeight(keras_imm.backbones.DiT):
     """A small network with a weight that nothing depends on."""
 
     def __init__(self, **options):
-        super().__init__((4, 4, 1), 2, 16, 1, 2, num_classes=3, **options)
+        options = {"dtype": "float64", "num_classes": 3} | options
+        super().__init__((4, 4, 1), 2, 16, 1, 2, **options)
 
     def build(self, input_shape=None):
         super().build(input_shape)
         self.unused = self.add_weight(shape=(3,), name="unused")
+
+
+def small(**options):
+    """A small DiT."""
+    sizes = {"patch_size": 2, "hidden_size": 16, "depth": 1, "num_heads": 2}
+    return keras_imm.backbones.DiT((4, 4, 1), num_classes=3, **sizes, **options)
+
+
+OBJECTS = {"ParticlesOfData": ParticlesOfData, "Double": Double}
 
 
 class Batches(keras.utils.PyDataset):
@@ -59,10 +94,9 @@ def data(count=32, dtype="float64"):
     return images.astype(dtype), (np.arange(count) % 3).astype("int32")
 
 
-def make(cls=ParticlesOfData, optimizer=None, steps=1, backbone=small_dit, **options):
+def make(cls=ParticlesOfData, optimizer=None, steps=1, backbone=Double, **options):
     """A small model with weights that depend on nothing but their shapes."""
-    backbone = backbone(**{"dtype": "float64"} | options)
-    model = cls(backbone, accumulation_steps=steps, seed=3)
+    model = cls(backbone(**options), accumulation_steps=steps, seed=3)
     rng = np.random.default_rng(7)
     for v in model.trainable_variables:
         v.assign(0.3 * rng.standard_normal(v.shape))
@@ -89,10 +123,9 @@ def scaled():
     )
 
 
-def fit(model, batch_size=16, epochs=1):
-    return model.fit(
-        Batches(*data(), batch_size), epochs=epochs, shuffle=False, verbose=0
-    ).history["loss"]
+def fit(model, batches=None):
+    batches = batches or Batches(*data(), 16)
+    return model.fit(batches, shuffle=False, verbose=0).history["loss"]
 
 
 def weights(model):

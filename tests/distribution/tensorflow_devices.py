@@ -41,7 +41,7 @@ def afterwards(one, two, path):
     """What a trained model is for."""
     batches = runs.Batches(*runs.data(), 16)
     two.save(path)
-    loaded = keras.saving.load_model(path, {"ParticlesOfData": runs.ParticlesOfData})
+    loaded = keras.saving.load_model(path, runs.OBJECTS)
     request = {"labels": [0, 1, 2], "num_steps": 2, "seed": 5}
     return {
         "evaluate": [float(m.evaluate(batches, verbose=0)) for m in (one, two)],
@@ -90,7 +90,9 @@ def refused(strategy):
 
 def half_precision(strategy):
     """Loss scaling: one division by the devices, and one device's overflow skips."""
-    _, model, seen = same_update(strategy, runs.scaled, steps=1, dtype="mixed_float16")
+    _, model, seen = same_update(
+        strategy, runs.scaled, steps=1, backbone=runs.small, dtype="mixed_float16"
+    )
     images, labels = runs.data(16)
     images[12] = 1e30  # on the second device alone
     before = [v.numpy() for v in model.trainable_variables]
@@ -111,7 +113,7 @@ def main(folder):
     _, _, seen["descent"] = same_update(
         strategy, runs.descent, steps=2, backbone=runs.WithUnusedWeight, remat=True
     )
-    one, two, seen["clipped"] = same_update(strategy, runs.clipped, steps=1)
+    one, two, seen["clipped"] = same_update(strategy, runs.clipped, steps=2)
     seen["afterwards"] = afterwards(one, two, f"{folder}/model.keras")
     seen["own_draws"] = own_draws(strategy)
     seen["refused"] = refused(strategy)

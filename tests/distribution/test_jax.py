@@ -1,0 +1,102 @@
+"""Four JAX devices, and eight that split the weights, against one."""
+
+import keras
+import numpy as np
+import pytest
+from distribution.children import seen_by
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="Devices of JAX"
+)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    return seen_by(
+        "jax",
+        "jax_devices.py",
+        tmp_path_factory.mktemp("jax"),
+        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+        JAX_ENABLE_X64="1",
+    )
+
+
+def test_all_devices_are_started_or_those_that_are_named(seen):
+    assert seen["devices"] == [8, 8]
+    assert seen["current"]
+    assert seen["four"] == 4
+    assert seen["processes"] == [0, 1]
+
+
+@pytest.mark.parametrize("run, tolerance", [("descent", 1e-4), ("clipped", 1e-12)])
+def test_four_devices_update_as_one_does(seen, run, tolerance):
+    """Accumulated; with unused weights and remat, or clipped, averaged, in float64."""
+    one, four = seen[run]["losses"]
+    np.testing.assert_allclose(four, one, rtol=1e-5)
+    assert seen[run]["difference"] < tolerance
+    assert seen[run]["devices"] == [4]
+
+
+def test_a_trained_model_evaluates_saves_and_samples_as_one_devices_does(seen):
+    after = seen["afterwards"]
+    np.testing.assert_allclose(*after["evaluate"], rtol=1e-6)
+    assert after["saved"] == 0.0
+    assert max(after["samples"], after["samples_of_one"]) < 1e-6
+    assert after["averaged"] > 1e-2
+    assert 0.0 < after["second_fit"][0] < np.inf
+
+
+def test_noise_masks_and_random_states_are_those_of_one_device(seen):
+    draws = seen["own_draws"]
+    np.testing.assert_allclose(*draws["losses"], rtol=1e-6)
+    assert draws["difference"] < 1e-12
+    assert draws["states"][0] == draws["states"][1]
+
+
+@pytest.mark.parametrize("kind, extra", [("train", 1), ("test", 0)])
+def test_particles_stay_on_their_device(seen, kind, extra):
+    """All that the devices exchange are the sums of gradients and losses."""
+    weights = seen["groups_stay"]["weights"] if kind == "train" else 1
+    exchanged = seen["groups_stay"][kind]
+    assert {name for name, _ in exchanged} == {"all-reduce"}
+    assert sum(count for _, count in exchanged) == weights + extra
+    assert weights < seen["groups_stay"]["device"]
+
+
+def test_a_group_must_not_straddle_devices(seen):
+    refused = seen["refused"]
+    for method in ("fit", "evaluate"):
+        assert refused[f"{method}_24"].endswith("4 devices, batch size 24")
+        assert "times the number of devices" in refused[f"{method}_18"]
+        assert "4 devices, batch size as follows." in refused[f"{method}_18"]
+        assert "dimension size is 18" in refused[f"{method}_18"]
+    assert refused["weights"] == 0.0
+    assert 0.0 < refused["afterwards"][0] < np.inf
+
+
+def test_split_weights_update_and_sample_as_whole_ones_do(seen):
+    split = seen["split_weights"]
+    np.testing.assert_allclose(*split["losses"], rtol=1e-4)
+    assert split["update"] < 1e-3
+    assert split["samples"] < 1e-3
+    assert split["averages_follow"]
+
+
+def test_the_large_weights_of_dit_xl_are_split(seen):
+    layouts = seen["split_weights"]["layouts"]
+    part = {name: own for name, (_, own) in layouts.items()}
+    assert part["block_0/attention/qkv/kernel"] == [1152, 864]
+    assert part["block_0/attention/qkv/bias"] == [864]
+    assert part["block_0/attention/projection/kernel"] == [288, 1152]
+    assert part["block_0/attention/projection/bias"] == [1152]
+    assert part["block_0/mlp_hidden/kernel"] == [1152, 1152]
+    assert part["block_0/mlp_output/kernel"] == [1152, 1152]
+    assert part["block_0/modulation/kernel"] == [1152, 1728]
+    assert part["final_layer/modulation/kernel"] == [1152, 576]
+    assert part["label_embedding/embeddings"] == [1001, 288]
+    assert part["t_embedding/hidden_dense/kernel"] == [256, 288]
+    assert part["s_embedding/output_dense/kernel"] == [288, 1152]
+    whole, own = (
+        sum(int(np.prod(shapes[i])) for shapes in layouts.values()) for i in (0, 1)
+    )
+    assert own < 0.26 * whole  # a quarter, and the few that stay whole

@@ -1,0 +1,166 @@
+"""One of the processes that torchrun starts, against one device that has all data."""
+
+import sys
+
+import keras
+import numpy as np
+import runs
+import torch
+import torch.distributed as dist
+
+import keras_imm
+from keras_imm import distribution
+
+
+def alone(function):
+    """What a function returns in a process that knows no others."""
+    initialized, dist.is_initialized = dist.is_initialized, lambda: False
+    try:
+        return function()
+    finally:
+        dist.is_initialized = initialized
+
+
+def gathered(value):
+    """The value of every process."""
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def own_batches(batch_size):
+    """This process's half of every batch, in the order of the whole."""
+    images, labels = runs.data()
+    rank, half = dist.get_rank(), batch_size // 2
+    rows = [
+        row
+        for start in range(0, len(images), batch_size)
+        for row in range(start + rank * half, start + (rank + 1) * half)
+    ]
+    return runs.Batches(images[rows], labels[rows], half)
+
+
+def same_update(optimizer, steps, **options):
+    one = alone(lambda: runs.make(optimizer=optimizer(), **options))
+    losses = alone(lambda: runs.fit(one))
+    two = runs.make(optimizer=optimizer(), steps=steps, **options)
+    if not distribution.is_chief():  # the first process's weights are everyone's
+        for variable in two.weights + two.optimizer.variables:
+            variable.assign(variable * 0)
+        for variable in keras_imm.seeds.random_states(two):
+            variable.assign(variable * 0)
+    history = two.fit(own_batches(16), shuffle=False, verbose=0).history["loss"]
+    states = gathered((runs.state(two).tobytes(), runs.random_state(two), history))
+    return (
+        one,
+        two,
+        {
+            "losses": [losses, history],
+            "difference": runs.difference(runs.state(two), runs.state(one)),
+            "processes_differ": any(state != states[0] for state in states),
+        },
+    )
+
+
+def afterwards(one, two, path):
+    """What a trained model is for."""
+    batches = runs.Batches(*runs.data(), 16)
+    evaluate = [
+        float(alone(lambda: one.evaluate(batches, verbose=0))),
+        float(two.evaluate(own_batches(16), verbose=0)),
+    ]
+    if distribution.is_chief():
+        two.save(path)
+    distribution.barrier()
+    loaded = keras.saving.load_model(path, runs.OBJECTS)
+    request = {"labels": [0, 1, 2], "num_steps": 2, "seed": 5}
+    samples = two.generate(**request)
+    raw = two.generate(**request, weights="raw")
+    return {
+        "evaluate": evaluate,
+        "saved": runs.difference(runs.state(loaded), runs.state(two)),
+        "samples": runs.difference(samples, loaded.generate(**request)),
+        "samples_of_one": runs.difference(samples, one.generate(**request)),
+        "averaged": runs.difference(raw, samples),
+        "second_fit": two.fit(own_batches(16), verbose=0).history["loss"],
+    }
+
+
+def own_draws():
+    """A step whose processes have the same data, against each alone."""
+    images, labels = runs.data(8)
+    two = runs.make(keras_imm.IMM, dropout=0.5)
+    losses, state = runs.losses_of_devices(two, [(images, labels)] * 2)
+    logged = two.fit(runs.Batches(images, labels, 8), verbose=0).history["loss"][0]
+    return {
+        "alone": losses,
+        "logged": logged,
+        "states": [state, *gathered(runs.random_state(two))],
+    }
+
+
+def frozen():
+    """Freezing between two fits: what is frozen stays, the rest moves, alike."""
+    two = runs.make(backbone=runs.small)
+    two.fit(own_batches(16), verbose=0)
+    frozen = two.backbone.blocks[0]
+    frozen.trainable = False
+    two.compile(runs.descent())
+    before = [v.numpy() for v in frozen.weights]
+    table = two.backbone.label_embedding.embeddings.numpy()
+    two.fit(own_batches(16), verbose=0)
+    after = [v.numpy() for v in frozen.weights]
+    states = gathered(runs.state(two).tobytes())
+    return {
+        "frozen_moved": any(np.any(a != b) for a, b in zip(before, after, strict=True)),
+        "rest_moved": bool(np.any(table != two.backbone.label_embedding.embeddings)),
+        "processes_differ": states[0] != states[1],
+    }
+
+
+def refused():
+    two = runs.make(keras_imm.IMM)
+    images, labels = runs.data()
+    count = 8 * (1 + dist.get_rank())
+    uneven = runs.Batches(images[:count], labels[:count], 8)
+    before = runs.random_state(two)
+    return {
+        "lengths": runs.error(lambda: two.fit(uneven, verbose=0)),
+        "group": runs.error(
+            lambda: two.fit(runs.Batches(images, labels, 6), verbose=0)
+        ),
+        "states": [before, runs.random_state(two)],
+        "devices": runs.error(lambda: distribution.initialize(devices=["cpu:0"])),
+    }
+
+
+def main(folder):
+    distribution.initialize()
+    distribution.initialize()  # again: nothing
+    seen = {
+        "processes": gathered(
+            [
+                distribution.process_index(),
+                distribution.process_count(),
+                distribution.num_devices(),
+                distribution.is_chief(),
+            ]
+        )
+    }
+    _, _, seen["descent"] = same_update(
+        runs.descent, steps=2, backbone=runs.WithUnusedWeight, remat=True
+    )
+    one, two, seen["clipped"] = same_update(runs.clipped, steps=2)
+    seen["afterwards"] = afterwards(one, two, f"{folder}/model.keras")
+    seen["own_draws"] = own_draws()
+    seen["frozen"] = frozen()
+    _, _, seen["half_precision"] = same_update(
+        runs.scaled, steps=2, backbone=runs.small, dtype="mixed_float16"
+    )
+    seen["refused"] = refused()
+    if distribution.is_chief():
+        runs.write(seen, folder)
+
+
+torch.set_num_threads(1)
+main(sys.argv[1])
