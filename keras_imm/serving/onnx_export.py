@@ -1,0 +1,106 @@
+"""Exporting `generate_from_noise` to ONNX, through TensorFlow, from any backend."""
+
+import dataclasses
+import os
+import pathlib
+
+import keras
+
+from keras_imm.imm import IMM
+from keras_imm.serving import child_process
+from keras_imm.serving.checks import check_model
+from keras_imm.serving.settings import Settings
+from keras_imm.validation import check_integer
+
+_OPSET = 18
+
+
+def export_onnx(
+    model: IMM | str | os.PathLike,
+    path: str | os.PathLike,
+    num_steps: int = 2,
+    guidance_scale: float | None = None,
+    *,
+    time_grid: object = "uniform",
+    weights: str = "ema",
+) -> pathlib.Path:
+    """Writes the pushforward sampler of a model as an ONNX file.
+
+    The graph takes `noise` float32 (batch, H, W, C) of standard deviation 1 and, for a
+    conditional model, `label` int32 (batch,), with any number of rows, and returns
+    `image` float32 (batch, H, W, C) in the model's range. Labels are not checked. With
+    a guidance scale it takes `guidance_scale` float32 (batch,) as well.
+
+    Args:
+        model: An `IMM`, or the path of one saved as `.keras`.
+        path: The file to write; it replaces one that is there, when it is complete.
+        num_steps: Network evaluations, a positive integer.
+        guidance_scale: Weight of classifier-free guidance (Eq. 14), or None for none.
+        time_grid: As in `IMM.generate`.
+        weights: "ema" for the optimizer's averages, or "raw".
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ImportError: If TensorFlow or tf2onnx is not installed:
+            `pip install "keras_imm[serving]"`.
+        RuntimeError: If the child process that exports under another backend than
+            TensorFlow fails; the message is its own.
+        ValueError: If an argument is out of its range.
+
+    Example:
+
+    ```python
+    keras_imm.serving.export_onnx(model, "digits.onnx", num_steps=2)
+    session = onnxruntime.InferenceSession("digits.onnx")
+    noise = np.random.default_rng(0).standard_normal((2, 8, 8, 1), "float32")
+    session.run(None, {"noise": noise, "label": np.array([3, 7], "int32")})
+    ```
+    """
+    check_integer("num_steps", num_steps, at_least=1)
+    settings = Settings(
+        num_steps=(num_steps,),
+        guidance_scale=guidance_scale,
+        time_grid=time_grid,
+        weights=weights,
+    ).checked()
+    check_model(model)
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if keras.backend.backend() == "tensorflow":
+        write(model, path, settings)
+    else:
+        arguments = {
+            "path": str(path.absolute()),
+            "settings": dataclasses.asdict(settings),
+        }
+        child_process.run("onnx", model, arguments)
+    return path
+
+
+def write(
+    model: IMM | str | os.PathLike, path: pathlib.Path, settings: Settings
+) -> None:
+    """Writes the file, in a process that computes with TensorFlow."""
+    from keras_imm.serving import tensorflow_export
+
+    try:
+        import tf2onnx
+    except ImportError as error:
+        raise ImportError(
+            'ONNX takes tf2onnx: `pip install "keras_imm[serving]"`'
+        ) from error
+    served = tensorflow_export.serve(tensorflow_export.load(model), settings)
+    function, inputs = served.from_noise_unchecked()
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        tf2onnx.convert.from_function(
+            function,
+            input_signature=inputs,
+            opset=_OPSET,
+            output_path=str(unfinished),
+        )
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,135 @@
+"""Exporting a model to TF Serving's format, from any backend."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_imm.atomic import atomic_directory, remove_unfinished
+from keras_imm.imm import IMM
+from keras_imm.serving import child_process, server_files
+from keras_imm.serving.checks import check_model
+from keras_imm.serving.settings import Settings
+from keras_imm.validation import check_boolean, check_integer
+
+
+def export_saved_model(
+    model: IMM | str | os.PathLike,
+    directory: str | os.PathLike,
+    num_steps: int | Sequence[int] = (1, 2, 8),
+    guidance_scale: float | None = None,
+    latents: Any = None,
+    *,
+    default_num_steps: int | None = None,
+    sampler: str = "pushforward",
+    time_grid: Any = "uniform",
+    weights: str = "ema",
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    signatures: Sequence[str] | None = None,
+    version: int | None = None,
+    warmup: bool | None = None,
+    native: bool = False,
+) -> pathlib.Path:
+    """Writes a model as a SavedModel that TF Serving can serve.
+
+    The export runs through TensorFlow: in this process under the TensorFlow backend,
+    otherwise in a child process that loads a saved copy of the model. TensorFlow must
+    be installed. The folder appears whole or not at all.
+
+    Every signature takes rows, as many as it is given, and answers for each row alone:
+
+    - `serving_default`: `seed` int64, `label` int32 -> `image` uint8 (H, W, C). The
+      same seed and label always give the same image; all 64 bits of the seed count.
+    - `serving_png`: the same -> `image_bytes`, a PNG file.
+    - `generate_<n>_steps`: the same with n steps.
+    - `generate_from_noise`: `noise` float32 (H, W, C), `label` -> `image` float32 in
+      the range of `model.generate(noise=...)`, which it equals. Pushforward only.
+    - `flow_map`: `x_t`, `t`, `s`, `label` -> `x_s`, one jump.
+    - `decode`, with an autoencoder: `latents` -> `image` uint8.
+
+    `label` is there for conditional models only. With a guidance scale
+    `generate_<n>_steps`, `generate_from_noise` and `flow_map` take one for each row as
+    `guidance_scale` float32; the others use the one given here.
+
+    Args:
+        model: An `IMM`, or the path of one saved as `.keras`.
+        directory: Folder of the served model; this export becomes its subfolder
+            `<version>`. With it come `models.config` and `batching_parameters.txt`.
+        num_steps: Step counts to export, positive.
+        guidance_scale: Weight of classifier-free guidance (Eq. 14), or None for none.
+        latents: The `keras_imm.latents.StableDiffusionVAE` whose latents the model
+            makes, or None for pixels.
+        default_num_steps: The step count of the signatures that do not name one.
+            Default: 2 if it is exported, otherwise the first.
+        sampler: "pushforward" or "restart".
+        time_grid: As in `IMM.generate`. A list of eta has a number of steps of its own,
+            which must then be the only one of `num_steps`.
+        weights: "ema" for the optimizer's averages, or "raw".
+        value_range: Values of the model's range that become the bytes 0 and 255.
+        signatures: Names of the signatures to export. Default: all.
+        version: Positive integer. Default: one more than the newest.
+        warmup: Whether to write requests that TF Serving replays when it loads the
+            model, which takes the package tensorflow-serving-api. Default: if it is
+            installed.
+        native: Under JAX, whether to put what JAX compiles into the SavedModel, by
+            jax2tf, in place of TensorFlow's operations. Converters cannot read it.
+
+    Returns:
+        Path of the version's folder.
+
+    Raises:
+        ImportError: If TensorFlow, or what `warmup=True` takes, is not installed.
+        RuntimeError: If the child process fails; the message is its own.
+        ValueError: If an argument is out of its range or `version` exists.
+
+    Example:
+
+    ```python
+    path = keras_imm.serving.export_saved_model(model, "served/digits")
+    served = tf.saved_model.load(str(path)).signatures["serving_default"]
+    served(seed=tf.constant([1, 2], tf.int64), label=tf.constant([3, 7]))["image"]
+    ```
+    """
+    directory = pathlib.Path(directory)
+    settings = Settings(
+        num_steps=num_steps,
+        default_num_steps=default_num_steps,
+        guidance_scale=guidance_scale,
+        sampler=sampler,
+        time_grid=time_grid,
+        value_range=value_range,
+        weights=weights,
+        signatures=signatures,
+        warmup=warmup,
+    ).checked()
+    check_boolean("native", native)
+    if native and keras.backend.backend() != "jax":
+        raise ValueError(
+            "`native=True` is for the JAX backend. Received: backend="
+            f"{keras.backend.backend()!r}"
+        )
+    if version is not None:
+        check_integer("version", version, at_least=1)
+    check_model(model)
+    directory.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(directory)
+    path = directory / str(version or _next_version(directory))
+    if path.exists():
+        raise ValueError(f"`version` must be new: {path} exists already.")
+    with atomic_directory(path) as folder:
+        if keras.backend.backend() == "tensorflow" or native:
+            from keras_imm.serving import tensorflow_export
+
+            tensorflow_export.write(model, folder, settings, latents)
+        else:
+            child_process.export(model, folder, settings, latents)
+    server_files.write_configuration(directory)
+    return path
+
+
+def _next_version(directory: pathlib.Path) -> int:
+    """One more than the newest, as TF Serving counts them."""
+    numbers = [int(path.name) for path in directory.iterdir() if path.name.isdecimal()]
+    return max(numbers, default=0) + 1

@@ -1,0 +1,232 @@
+"""What a served model answers: TensorFlow functions with named inputs and outputs."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_imm import samplers
+from keras_imm.imm import IMM
+from keras_imm.latents.normalization import denormalize
+from keras_imm.serving.row_noise import row_normal
+from keras_imm.serving.settings import Settings
+
+# (x, t, s, label or None, guidance scale or None) -> x_s, on TensorFlow tensors.
+FlowMap = Callable[..., Any]
+
+
+class ServedModel(tf.Module):
+    """The functions of a SavedModel and the weights that they share.
+
+    Args:
+        model: A built `IMM`, of which only shapes and times are used.
+        flow_map: Its flow map.
+        settings: Checked `Settings`.
+        variables: The `tf.Variable`s that the flow map and the decoder use.
+        decoder: Keras model from latents to images, or None for pixels.
+    """
+
+    def __init__(
+        self,
+        model: IMM,
+        flow_map: FlowMap,
+        settings: Settings,
+        variables: Sequence[tf.Variable],
+        decoder: keras.Model | None = None,
+    ):
+        super().__init__()
+        self._model = model
+        self._flow_map = flow_map
+        self._settings = settings
+        self._decoder = decoder
+        self.shared_weights = list(variables)
+
+    # -- Signatures
+
+    def signatures(self) -> dict[str, Any]:
+        """Concrete functions by the names of their signatures."""
+        return {
+            name: _function(function, inputs).get_concrete_function()
+            for name, (function, inputs) in self._chosen().items()
+        }
+
+    def inputs(self) -> dict[str, list[tf.TensorSpec]]:
+        """Their inputs, with names and shapes."""
+        return {name: inputs for name, (_, inputs) in self._chosen().items()}
+
+    def _chosen(self) -> dict[str, tuple]:
+        known = self._known()
+        names = self._settings.signatures
+        for name in names or ():
+            if name not in known:
+                raise ValueError(
+                    f"`signatures` must be some of {', '.join(known)}. "
+                    f"Received: {name!r}"
+                )
+        return {name: known[name] for name in names or known}
+
+    def _known(self) -> dict[str, tuple]:
+        default = self._settings.default_num_steps
+        scale = self._settings.guidance_scale
+
+        def serve(seed, label=None, guidance_scale=scale, num_steps=default):
+            return {"image": self._images(seed, label, guidance_scale, num_steps)}
+
+        def serve_png(seed, label=None):
+            images = self._images(seed, label, scale, default)
+            return {"image_bytes": _encode_png(images)}
+
+        def from_noise(noise, label=None, guidance_scale=None):
+            return self._from_noise(noise, self._checked_label(label), guidance_scale)
+
+        def flow_map(x_t, t, s, label=None, guidance_scale=None):
+            label = self._checked_label(label)
+            t, s = _checked_times(t, s)
+            return {"x_s": self._jump(x_t, t, s, label, guidance_scale)}
+
+        seed = tf.TensorSpec([None], tf.int64, name="seed")
+        known = {
+            "serving_default": (serve, [seed, *self._label()]),
+            "serving_png": (serve_png, [seed, *self._label()]),
+        }
+        if self._settings.sampler == "pushforward":  # the other takes fresh noise
+            known["generate_from_noise"] = (
+                from_noise,
+                self._noise_inputs(),
+            )
+        for num_steps in self._settings.num_steps:
+            known[f"generate_{num_steps}_steps"] = (
+                functools.partial(serve, num_steps=num_steps),
+                [seed, *self._label(), *self._guidance()],
+            )
+        times = [tf.TensorSpec([None], tf.float32, name=name) for name in ("t", "s")]
+        known["flow_map"] = (
+            flow_map,
+            [self._data("x_t"), *times, *self._label(), *self._guidance()],
+        )
+        if self._decoder is not None:
+            known["decode"] = (self._decode, [self._data("latents")])
+        return known
+
+    def from_noise_unchecked(self) -> tuple[Any, list[tf.TensorSpec]]:
+        """`generate_from_noise` for converters that know no assertions, and its inputs.
+
+        Its outputs are those of `tf.function`, without a signature.
+        """
+        inputs = self._noise_inputs()
+        return _function(self._from_noise, inputs), inputs
+
+    def _from_noise(
+        self, noise: Any, label: Any = None, guidance_scale: Any = None
+    ) -> dict[str, Any]:
+        steps = self._settings.default_num_steps
+        return {"image": self._sample(noise, label, guidance_scale, steps)}
+
+    # -- Inputs
+
+    def _noise_inputs(self) -> list[tf.TensorSpec]:
+        return [self._data("noise"), *self._label(), *self._guidance()]
+
+    def _data(self, name: str) -> tf.TensorSpec:
+        return tf.TensorSpec([None, *self._model.data_shape], tf.float32, name=name)
+
+    def _label(self) -> list[tf.TensorSpec]:
+        conditional = self._model.num_classes > 0
+        return [tf.TensorSpec([None], tf.int32, name="label")] * conditional
+
+    def _guidance(self) -> list[tf.TensorSpec]:
+        compiled_in = self._settings.guidance_scale is not None
+        return [tf.TensorSpec([None], tf.float32, name="guidance_scale")] * compiled_in
+
+    def _checked_label(self, label: Any) -> Any:
+        """The label, once it is known to be one: INVALID_ARGUMENT otherwise."""
+        if label is None:
+            return None
+        last = self._model.num_classes
+        message = f"`label` must be in [0, {last}], where {last} is no class. Received:"
+        known = tf.reduce_all((label >= 0) & (label <= last))
+        with tf.control_dependencies([tf.debugging.Assert(known, [message, label])]):
+            return tf.identity(label)
+
+    # -- From noise to images
+
+    def _images(self, seed: Any, label: Any, guidance_scale: Any, steps: int) -> Any:
+        label = self._checked_label(label)
+        noise = self._noise(seed, 0)
+        return self._to_uint8(self._sample(noise, label, guidance_scale, steps, seed))
+
+    def _noise(self, seed: Any, stream: int) -> Any:
+        shape = self._model.data_shape
+        rows = row_normal(seed, math.prod(shape), stream)
+        return tf.reshape(rows, (-1, *shape))
+
+    def _sample(
+        self, noise: Any, label: Any, guidance_scale: Any, steps: int, seed: Any = None
+    ) -> Any:
+        """The sampler of the settings, from noise of standard deviation 1."""
+        model = self._model
+        times = samplers.time_grid(
+            self._settings.time_grid,
+            steps,
+            model.schedule,
+            model.min_time,
+            model.max_time,
+        )
+
+        def step(x, t, s):
+            return self._jump(x, t, s, label, guidance_scale)
+
+        x = noise * model.sigma_data
+        if self._settings.sampler == "pushforward":
+            return samplers.pushforward(step, x, times)
+
+        def renoise(i):
+            return self._noise(seed, i + 1) * model.sigma_data
+
+        return samplers.restart(step, x, times, model.schedule, renoise)
+
+    def _jump(self, x: Any, t: Any, s: Any, label: Any, guidance_scale: Any) -> Any:
+        t, s = (tf.cast(time, x.dtype) for time in (t, s))
+        if guidance_scale is not None:
+            scale = tf.cast(guidance_scale, x.dtype)
+            rows = (-1,) + (1,) * len(self._model.data_shape)
+            guidance_scale = tf.reshape(scale, rows if scale.shape.rank else ())
+        return self._flow_map(x, t, s, label, guidance_scale)
+
+    def _decode(self, latents: Any) -> dict[str, Any]:
+        return {"image": self._to_uint8(latents)}
+
+    def _to_uint8(self, x: Any) -> Any:
+        """Pixels or decoded latents as bytes, truncated as in the published code."""
+        if self._decoder is not None:
+            x = denormalize(x, self._model.sigma_data)
+            x = 255.0 * (0.5 * self._decoder(x, training=False) + 0.5)
+        else:
+            low, high = self._settings.value_range
+            x = (x - low) * (255.0 / (high - low)) + 0.5
+        return tf.cast(tf.clip_by_value(x, 0.0, 255.0), tf.uint8)
+
+
+def _function(function: Callable, inputs: list[tf.TensorSpec]) -> Any:
+    def of_tensors(*tensors):
+        names = [spec.name for spec in inputs]
+        return function(**dict(zip(names, tensors, strict=True)))
+
+    return tf.function(of_tensors, input_signature=inputs, autograph=False)
+
+
+def _checked_times(t: Any, s: Any) -> tuple[Any, Any]:
+    """The times, once they are known to be in order."""
+    message = "Times must satisfy 0 <= s <= t <= 1. Received t and s:"
+    ordered = tf.reduce_all((s >= 0.0) & (s <= t) & (t <= 1.0))
+    with tf.control_dependencies([tf.debugging.Assert(ordered, [message, t, s])]):
+        return tf.identity(t), tf.identity(s)
+
+
+def _encode_png(images: Any) -> Any:
+    return tf.map_fn(
+        tf.io.encode_png, images, fn_output_signature=tf.TensorSpec([], tf.string)
+    )
