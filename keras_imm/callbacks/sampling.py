@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_imm import samplers
+from keras_imm.callbacks.pauses import pause
 from keras_imm.callbacks.steps import StepCounter, optimizer_step
 from keras_imm.callbacks.tensorboard import TensorBoard
 from keras_imm.validation import check_choice, check_instance, check_integer
@@ -159,7 +160,8 @@ class Sampling(keras.callbacks.Callback):
     ) -> None:
         if self._counter.is_due_before(batch):
             step = optimizer_step(self.model)
-            self.on_samples(self.generate(), self._epoch, step, self._results)
+            with pause(self.model):
+                self.on_samples(self.generate(), self._epoch, step, self._results)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         logs = {} if logs is None else logs

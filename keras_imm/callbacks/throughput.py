@@ -7,6 +7,7 @@ import warnings
 import keras
 
 from keras_imm import devices, distribution, flops
+from keras_imm.callbacks.pauses import paused_seconds
 from keras_imm.validation import check_integer, check_positive_number
 
 
@@ -15,9 +16,9 @@ class Throughput(keras.callbacks.Callback):
 
     - `steps_per_second` and `images_per_second`, over all devices: from the end of the
       first step of `fit`, which compiles, and in later epochs from the start of the
-      epoch, to the end of its last step. Reading data counts, and so does what other
-      callbacks do between steps; validation and what they do at the end of an epoch
-      does not. An epoch that leaves no step to measure has no entry.
+      epoch, to the end of its last step. Reading data counts; sampling by the callbacks
+      of this package, validation and what is done at the end of an epoch does not. An
+      epoch that leaves no step to measure has no entry.
     - `model_flops_utilization`, where the peak of the device is known: the arithmetic
       that a step needs (four forward passes: target, gradient, and the backward pass,
       which costs two), over what the devices could do in that time. What
@@ -75,14 +76,14 @@ class Throughput(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         # Steps of this epoch that were done, and when.
-        self._first = (0, time.perf_counter()) if self._is_warm else None
+        self._first = (0, self._now()) if self._is_warm else None
         self._last = None
 
     def on_train_batch_end(
         self, batch: int, logs: dict[str, float] | None = None
     ) -> None:
         # The step is done: its loss is in the logs.
-        done = (batch + 1, time.perf_counter())
+        done = (batch + 1, self._now())
         with self._lock:  # threads may come in another order than the steps
             self._first = min(self._first or done, done)
             self._last = max(self._last or done, done)
@@ -101,6 +102,9 @@ class Throughput(keras.callbacks.Callback):
         if available is not None:
             needed = flops.training_step_flops(self.multiply_adds, self.batch_size)
             logs["model_flops_utilization"] = steps_per_second * needed / available
+
+    def _now(self) -> float:
+        return time.perf_counter() - paused_seconds(self.model)
 
     def _available_flops(self) -> float | None:
         """Peak of all devices, where it and the arithmetic of a step are known."""

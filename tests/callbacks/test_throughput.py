@@ -9,7 +9,7 @@ from small_dit import small_dit
 
 import keras_imm
 from keras_imm import devices, distribution, flops
-from keras_imm.callbacks import Throughput, throughput
+from keras_imm.callbacks import SampleMetrics, Throughput, pauses, throughput
 
 
 class Clock(keras.callbacks.Callback):
@@ -34,6 +34,7 @@ def clock(monkeypatch):
     clock = Clock()
     fake = types.SimpleNamespace(perf_counter=lambda: clock.now)
     monkeypatch.setattr(throughput, "time", fake)
+    monkeypatch.setattr(pauses, "time", fake)
     return clock
 
 
@@ -58,6 +59,17 @@ def test_neither_compilation_nor_the_ends_of_epochs_count(stub, clock):
     assert "model_flops_utilization" not in history  # a CPU's peak is not known
 
 
+def test_sampling_within_an_epoch_does_not_count(stub, clock):
+    def slow(samples, labels):
+        clock.now += 100.0
+        return 0.0
+
+    quality = SampleMetrics({"slow": slow}, num_samples=1, every_n_steps=2)
+    history = run(stub, clock, quality, Throughput(8))
+    assert clock.now > 2 * 5 * 100
+    assert history["steps_per_second"] == pytest.approx([2.0, 2.0])
+
+
 def test_an_epoch_of_one_step_has_no_entry_before_it_is_compiled(stub, clock):
     history = run(stub, clock, Throughput(8), batches=1, epochs=3)
     assert history["images_per_second"] == pytest.approx([16.0, 16.0])
@@ -80,9 +92,15 @@ def test_it_does_not_make_keras_wait_for_each_step():
     assert callbacks._async_train
 
 
+class Model:
+    compute_dtype = "float32"
+    backbone = None
+    data_shape = (1,)
+
+
 def drive(speed, clock, model=None, order=(0, 1, 2, 3)):
     """An epoch of four steps of a second each; returns its logs."""
-    speed.set_model(model or types.SimpleNamespace(compute_dtype="float32"))
+    speed.set_model(model or Model())
     speed.on_train_begin()
     speed.on_epoch_begin(0)
     for batch in order:
@@ -125,9 +143,8 @@ def test_arithmetic_that_cannot_be_counted_is_said(clock, monkeypatch):
         raise ValueError("Cannot count 'mystery'")
 
     monkeypatch.setattr(flops, "multiply_adds", fail)
-    model = types.SimpleNamespace(backbone=None, data_shape=(1,))
     with pytest.warns(UserWarning, match="'mystery'.*`multiply_adds`"):
-        logs = drive(Throughput(8, peak_flops=1e9), clock, model)
+        logs = drive(Throughput(8, peak_flops=1e9), clock)
     assert logs == {"steps_per_second": 1.0, "images_per_second": 8.0}
 
 
