@@ -27,6 +27,16 @@ FORMAT = "keras_imm latent shards"
 VERSION = 1
 SETTINGS = "settings.json"
 MANIFEST = "manifest.json"
+_MANIFEST_ENTRIES = (
+    "moments_shape",
+    "dtype",
+    "mirrored",
+    "num_classes",
+    "class_names",
+    "num_records",
+    "num_skipped",
+    "shards",
+)
 
 
 def record_dtype(
@@ -205,6 +215,9 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
             f"{path} must say format {FORMAT!r} and version {VERSION}. Received: "
             f"{found!r}"
         )
+    missing = [name for name in _MANIFEST_ENTRIES if name not in manifest]
+    if missing:
+        raise ValueError(f"{path} has no entry {missing[0]!r}.")
     return manifest
 
 
@@ -272,9 +285,9 @@ def _write_temporary(path, write):
             write(file)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except OSError as error:  # a full disk does not say which
         temporary.unlink(missing_ok=True)
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     return temporary
 
 

@@ -1,5 +1,8 @@
 """Latents that are written are read back, and damage is seen."""
 
+import errno
+import json
+import os
 import pickle
 
 import numpy as np
@@ -118,6 +121,10 @@ def test_unfinished_and_other_folders_are_refused(folder, tmp_path):
     (folder / "manifest.json").write_text('{"records": 5}')
     with pytest.raises(ValueError, match="format"):
         LatentShards(folder)
+    identity = {"format": shard_files.FORMAT, "version": shard_files.VERSION}
+    (folder / "manifest.json").write_text(json.dumps(identity))
+    with pytest.raises(ValueError, match="no entry 'moments_shape'"):
+        LatentShards(folder)
     (folder / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"manifest.json is not a JSON file"):
         LatentShards(folder)
@@ -177,3 +184,15 @@ def test_nothing_temporary_is_left(folder):
     (folder / "shard-00000.npy.dead.tmp").write_bytes(b"of a killed process")
     shard_files.write_shard(folder, 0, records()[0])
     assert not list(folder.glob("*.tmp"))
+
+
+def test_a_full_disk_names_the_shard_and_leaves_what_was_there(folder, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left.*shard-00000.npy"):
+        shard_files.write_shard(folder, 0, records(seed=1)[0])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
