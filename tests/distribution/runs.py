@@ -128,6 +128,14 @@ def fit(model, batches=None):
     return model.fit(batches, shuffle=False, verbose=0).history["loss"]
 
 
+def accumulated():
+    """One device: a batch in four parts against the whole, from the model's draws."""
+    models = [make(keras_imm.IMM, clipped(), steps=steps) for steps in (1, 4)]
+    losses = [fit(model, Batches(*data(), 32)) for model in models]
+    one, four = map(state, models)
+    return {"losses": losses, "difference": difference(four, one)}
+
+
 def weights(model):
     """All weights as one float64 vector."""
     return _flat(model.weights)

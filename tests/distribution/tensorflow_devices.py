@@ -110,6 +110,7 @@ def half_precision(strategy):
 def main(folder):
     strategy = distribution.initialize()
     seen = {"devices": [strategy.num_devices, distribution.num_devices()]}
+    seen["accumulated"] = runs.accumulated()
     _, _, seen["descent"] = same_update(
         strategy, runs.descent, steps=2, backbone=runs.WithUnusedWeight, remat=True
     )

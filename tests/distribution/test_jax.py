@@ -16,7 +16,8 @@ def seen(tmp_path_factory):
         "jax",
         "jax_devices.py",
         tmp_path_factory.mktemp("jax"),
-        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+        XLA_FLAGS="--xla_force_host_platform_device_count=8 "
+        "--xla_backend_optimization_level=0",
         JAX_ENABLE_X64="1",
     )
 
@@ -35,6 +36,12 @@ def test_four_devices_update_as_one_does(seen, run, tolerance):
     np.testing.assert_allclose(four, one, rtol=1e-5)
     assert seen[run]["difference"] < tolerance
     assert seen[run]["devices"] == [4]
+
+
+def test_accumulation_updates_as_one_large_batch_does(seen):
+    one, four = seen["accumulated"]["losses"]
+    np.testing.assert_allclose(four, one, rtol=1e-6)
+    assert seen["accumulated"]["difference"] < 1e-12
 
 
 def test_a_trained_model_evaluates_saves_and_samples_as_one_devices_does(seen):

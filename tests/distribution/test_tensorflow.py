@@ -29,6 +29,12 @@ def test_two_devices_update_as_one_does(seen, run):
     assert not seen[run]["copies_differ"]
 
 
+def test_accumulation_updates_as_one_large_batch_does(seen):
+    one, four = seen["accumulated"]["losses"]
+    np.testing.assert_allclose(four, one, rtol=1e-6)
+    assert seen["accumulated"]["difference"] < 1e-12
+
+
 def test_a_trained_model_evaluates_saves_and_samples_as_one_devices_does(seen):
     after = seen["afterwards"]
     np.testing.assert_allclose(*after["evaluate"], rtol=1e-12)

@@ -33,6 +33,12 @@ def test_two_processes_update_as_one_does(seen, run, tolerance):
     assert not seen[run]["processes_differ"]
 
 
+def test_accumulation_updates_as_one_large_batch_does(seen):
+    one, four = seen["accumulated"]["losses"]
+    np.testing.assert_allclose(four, one, rtol=1e-6)
+    assert seen["accumulated"]["difference"] < 1e-12
+
+
 def test_a_trained_model_evaluates_saves_and_samples_as_one_processes_does(seen):
     after = seen["afterwards"]
     np.testing.assert_allclose(*after["evaluate"], rtol=1e-6)

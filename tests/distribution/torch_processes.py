@@ -147,6 +147,7 @@ def main(folder):
             ]
         )
     }
+    seen["accumulated"] = alone(runs.accumulated)
     _, _, seen["descent"] = same_update(
         runs.descent, steps=2, backbone=runs.WithUnusedWeight, remat=True
     )
