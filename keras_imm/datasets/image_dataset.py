@@ -24,7 +24,8 @@ class ImageDataset(keras.utils.PyDataset):
 
     Make one with `keras_imm.datasets.load`. It is read by one `fit` at a time; every
     epoch of `fit`, `evaluate` or `predict` counts, also one that was cut short. Give
-    `steps_per_epoch` here, not to `fit`.
+    `steps_per_epoch` here, not to `fit`; to the `fit` of another model than `IMM` give
+    `shuffle=False`, or it takes the batches of an epoch in another order.
 
     Args:
         records: Where the images come from, as `load` makes it.

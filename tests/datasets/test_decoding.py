@@ -54,6 +54,7 @@ def test_an_image_of_the_size_stays_as_it_is():
     np.testing.assert_array_equal(cropped, pixels(1, 16, 20)[:, 2:18])
 
 
+@pytest.mark.filterwarnings("error")
 def test_every_kind_of_image_becomes_rgb():
     grey = pixels(2, channels=1)
     colour = pixels(3)

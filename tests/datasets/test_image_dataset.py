@@ -190,12 +190,29 @@ def fit(model, dataset, epochs):
     return seen
 
 
-def test_two_fits_are_one_long_fit(make_model, monkeypatch):
-    """And each reads every batch once, in order, after looking at two at most."""
+@pytest.fixture
+def started(monkeypatch):
+    """A list that grows whenever reading ahead starts somewhere."""
     started = []
     monkeypatch.setattr(
         batch_reader, "PartStream", lambda *a: started.append(a) or PartStream(*a)
     )
+    return started
+
+
+def test_looking_elsewhere_does_not_interrupt_reading_ahead(started):
+    dataset = load(arrays(), 4)
+    for i in (0, 1, 0, 1, 2, 4, 3):
+        dataset[i]
+    assert len(started) == 1
+    dataset.set_state({"epoch": 7})
+    for i in range(5):
+        dataset[i]
+    assert len(started) == 2
+
+
+def test_two_fits_are_one_long_fit(make_model, started):
+    """And each reads every batch once, in order, after looking at two at most."""
     model = make_model(compile_options={})
     model.optimizer.build(model.trainable_variables)
     variables = [*model.variables, *model.optimizer.variables]
