@@ -10,6 +10,8 @@ import keras
 import numpy as np
 
 FILENAME = "diffusion_pytorch_model.safetensors"
+# As safetensors calls the floats that NumPy has.
+DTYPES = ("F16", "F32", "F64")
 
 _ENCODER = (
     "encoder.conv_in",
@@ -124,6 +126,12 @@ def _match(path, file, tensors):
             allowed = " or ".join(str(shape) for shape in tensor.shapes)
             raise ValueError(
                 f"Tensor {name} of {path} must have shape {allowed}. Received: {shape}"
+            )
+        dtype = file.get_slice(name).get_dtype()
+        if dtype not in DTYPES:
+            raise ValueError(
+                f"Tensor {name} of {path} must be one of {', '.join(DTYPES)}. "
+                f"Received: {dtype}"
             )
         found.append(name)
     if len(found) < len(names):
