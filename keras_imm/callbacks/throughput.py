@@ -73,6 +73,8 @@ class Throughput(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         self._is_warm = False
+        # `self.model` would have JAX write its state back, also from a thread.
+        self._trained = self.model
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         # Steps of this epoch that were done, and when.
@@ -104,7 +106,7 @@ class Throughput(keras.callbacks.Callback):
             logs["model_flops_utilization"] = steps_per_second * needed / available
 
     def _now(self) -> float:
-        return time.perf_counter() - paused_seconds(self.model)
+        return time.perf_counter() - paused_seconds(self._trained)
 
     def _available_flops(self) -> float | None:
         """Peak of all devices, where it and the arithmetic of a step are known."""

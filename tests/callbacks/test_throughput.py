@@ -98,6 +98,15 @@ class Model:
     data_shape = (1,)
 
 
+def test_threads_leave_training_alone(make_model, images, labels):
+    """With no other callback Keras calls it from threads, while the next step runs."""
+    model = make_model(compile_options={})
+    options = {"batch_size": 4, "epochs": 3, "verbose": 0}
+    history = model.fit(images, labels, callbacks=[Throughput(4)], **options).history
+    assert len(history["images_per_second"]) == 3
+    assert min(history["images_per_second"]) > 0
+
+
 def drive(speed, clock, model=None, order=(0, 1, 2, 3)):
     """An epoch of four steps of a second each; returns its logs."""
     speed.set_model(model or Model())
