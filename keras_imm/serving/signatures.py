@@ -2,15 +2,14 @@
 
 import functools
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from keras_imm import samplers
 from keras_imm.imm import IMM
-from keras_imm.latents.normalization import denormalize
 from keras_imm.serving.row_noise import row_normal
 from keras_imm.serving.settings import Settings
 
@@ -18,15 +17,16 @@ from keras_imm.serving.settings import Settings
 FlowMap = Callable[..., Any]
 
 
-class ServedModel(tf.Module):
+class ServedModel:
     """The functions of a SavedModel and the weights that they share.
 
     Args:
         model: A built `IMM`, of which only shapes and times are used.
         flow_map: Its flow map.
         settings: Checked `Settings`.
-        variables: The `tf.Variable`s that the flow map and the decoder use.
-        decoder: Keras model from latents to images, or None for pixels.
+        variables: The `tf.Variable`s that both functions use.
+        decode: Function from a model's latents to images in [-1, 1], or None for
+            models of pixels.
     """
 
     def __init__(
@@ -35,16 +35,24 @@ class ServedModel(tf.Module):
         flow_map: FlowMap,
         settings: Settings,
         variables: Sequence[tf.Variable],
-        decoder: keras.Model | None = None,
+        decode: Callable | None = None,
     ):
-        super().__init__()
         self._model = model
-        self._flow_map = flow_map
         self._settings = settings
-        self._decoder = decoder
-        self.shared_weights = list(variables)
+        # Functions of their own, so that the graph holds each once, however many
+        # signatures and steps call it.
+        self._flow_map = tf.function(flow_map, autograph=False)
+        self._decode = decode and tf.function(decode, autograph=False)
+        self._row_normal = tf.function(row_normal, autograph=False)
+        self._variables = list(variables)
 
     # -- Signatures
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes a SavedModel of the signatures and of the weights that they use."""
+        module = tf.Module()  # which knows nothing of the model and its optimizer
+        module.shared_weights = self._variables
+        tf.saved_model.save(module, os.fspath(folder), signatures=self.signatures())
 
     def signatures(self) -> dict[str, Any]:
         """Concrete functions by the names of their signatures."""
@@ -107,8 +115,8 @@ class ServedModel(tf.Module):
             flow_map,
             [self._data("x_t"), *times, *self._label(), *self._guidance()],
         )
-        if self._decoder is not None:
-            known["decode"] = (self._decode, [self._data("latents")])
+        if self._decode is not None:
+            known["decode"] = (self._decoded, [self._data("latents")])
         return known
 
     def from_noise_unchecked(self) -> tuple[Any, list[tf.TensorSpec]]:
@@ -160,7 +168,7 @@ class ServedModel(tf.Module):
 
     def _noise(self, seed: Any, stream: int) -> Any:
         shape = self._model.data_shape
-        rows = row_normal(seed, math.prod(shape), stream)
+        rows = self._row_normal(seed, math.prod(shape), stream)
         return tf.reshape(rows, (-1, *shape))
 
     def _sample(
@@ -189,21 +197,21 @@ class ServedModel(tf.Module):
         return samplers.restart(step, x, times, model.schedule, renoise)
 
     def _jump(self, x: Any, t: Any, s: Any, label: Any, guidance_scale: Any) -> Any:
-        t, s = (tf.cast(time, x.dtype) for time in (t, s))
+        batch = tf.shape(x)[:1]
+        t, s = (tf.broadcast_to(tf.cast(time, x.dtype), batch) for time in (t, s))
         if guidance_scale is not None:
-            scale = tf.cast(guidance_scale, x.dtype)
+            scale = tf.broadcast_to(tf.cast(guidance_scale, x.dtype), batch)
             rows = (-1,) + (1,) * len(self._model.data_shape)
-            guidance_scale = tf.reshape(scale, rows if scale.shape.rank else ())
+            guidance_scale = tf.reshape(scale, rows)
         return self._flow_map(x, t, s, label, guidance_scale)
 
-    def _decode(self, latents: Any) -> dict[str, Any]:
+    def _decoded(self, latents: Any) -> dict[str, Any]:
         return {"image": self._to_uint8(latents)}
 
     def _to_uint8(self, x: Any) -> Any:
         """Pixels or decoded latents as bytes, truncated as in the published code."""
-        if self._decoder is not None:
-            x = denormalize(x, self._model.sigma_data)
-            x = 255.0 * (0.5 * self._decoder(x, training=False) + 0.5)
+        if self._decode is not None:
+            x = 255.0 * (0.5 * self._decode(x) + 0.5)
         else:
             low, high = self._settings.value_range
             x = (x - low) * (255.0 / (high - low)) + 0.5

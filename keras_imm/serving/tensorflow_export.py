@@ -1,13 +1,14 @@
 """Writing the SavedModel, in a process that computes with TensorFlow."""
 
+import functools
 import os
 import pathlib
+from typing import Any
 
 import keras
-import tensorflow as tf
 
 from keras_imm.imm import IMM
-from keras_imm.latents import StableDiffusionVAE
+from keras_imm.latents import StableDiffusionVAE, denormalize
 from keras_imm.serving import server_files
 from keras_imm.serving.settings import Settings
 from keras_imm.serving.signatures import ServedModel
@@ -28,7 +29,7 @@ def write(
         vae: Autoencoder whose decoder to include, or None.
     """
     served = serve(load(model), settings, vae)
-    tf.saved_model.save(served, str(folder), signatures=served.signatures())
+    served.save(folder)
     server_files.write_warmup(folder, served.inputs(), settings.warmup)
 
 
@@ -40,20 +41,47 @@ def load(model: IMM | str | os.PathLike) -> IMM:
 def serve(
     model: IMM, settings: Settings, vae: StableDiffusionVAE | None = None
 ) -> ServedModel:
-    """The functions to export, on the weights that the settings choose."""
+    """The functions to export, on the weights that the settings choose.
+
+    Under JAX they are what it compiles, as jax2tf puts it into TensorFlow.
+    """
     if settings.guidance_scale is not None and not model.num_classes:
         raise ValueError(
             "`guidance_scale` needs a model with classes. "
             f"Received: guidance_scale={settings.guidance_scale!r}"
         )
-    states = model._state()
-    values = model._weights(settings.weights)
+    flow_map = functools.partial(_stateless, model._state(), model)
+    weights = model._weights(settings.weights)
+    decode, decoder_weights = None, []
+    if vae is not None:
+        decode = functools.partial(_stateless, vae.decoder.variables, _decoder(vae))
+        decoder_weights = [v.value for v in vae.decoder.variables]
+    if keras.backend.backend() == "jax":
+        from keras_imm.serving import jax_functions
 
-    def flow_map(x, t, s, label, guidance_scale):
-        mapping = list(zip(states, values, strict=True))
-        with keras.StatelessScope(state_mapping=mapping):
-            return model(x, t, s, label, guidance_scale, training=False)
+        return jax_functions.serve(
+            model, settings, flow_map, weights, decode, decoder_weights
+        )
+    return ServedModel(
+        model,
+        functools.partial(flow_map, weights),
+        settings,
+        [*weights, *decoder_weights],
+        None if decode is None else functools.partial(decode, decoder_weights),
+    )
 
-    decoder = None if vae is None else vae.decoder
-    variables = values + ([] if decoder is None else [v.value for v in decoder.weights])
-    return ServedModel(model, flow_map, settings, variables, decoder)
+
+def _stateless(variables: list, function: Any, values: list, *arguments: Any) -> Any:
+    """A function of Keras variables as one of their values."""
+    mapping = list(zip(variables, values, strict=True))
+    with keras.StatelessScope(state_mapping=mapping):
+        return function(*arguments)
+
+
+def _decoder(vae: StableDiffusionVAE) -> Any:
+    """A model's latents to images in [-1, 1]."""
+
+    def decode(latents):
+        return vae.decoder(denormalize(latents, vae.sigma_data), training=False)
+
+    return decode
