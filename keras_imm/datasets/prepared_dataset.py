@@ -106,20 +106,22 @@ def _keys(features, kind):
 
 
 def _source(builder, name, split, data_dir, image_key):
-    if split not in ("all", *builder.info.splits) and not builder.info.splits:
+    if not builder.info.splits:
         raise ValueError(_not_prepared(builder, name, data_dir))
-    _check_files(builder, split)
     decoders = {image_key: _tfds().decode.SkipDecoding()}
     try:
-        return builder.as_data_source(split=split, decoders=decoders)
+        source = builder.as_data_source(split=split, decoders=decoders)
     except NotImplementedError:
-        raise ValueError(_not_prepared(builder, name, data_dir)) from None
+        found = builder.info.file_format.value
+        raise ValueError(_not_prepared(builder, name, data_dir, found)) from None
     except (ValueError, KeyError) as error:
         message = str(error).splitlines()[0]
         raise ValueError(
             f"`split` must be one of {', '.join(map(repr, builder.info.splits))}, or a "
             f"part of one. Received: split={split!r} ({message})"
         ) from error
+    _check_files(builder, split)
+    return source
 
 
 def _check_files(builder, split):
@@ -133,14 +135,20 @@ def _check_files(builder, split):
         )
 
 
-def _not_prepared(builder, name, data_dir):
+def _not_prepared(builder, name, data_dir, file_format=None):
+    """Says how to prepare it; in another folder, if it has another format in this."""
+    if file_format:
+        data_dir, state = "another_folder", f"is prepared as {file_format}, not"
+    else:
+        state = "is not prepared"
+    folder = data_dir or builder._data_dir_root
     where = "" if data_dir is None else f", data_dir={os.fspath(data_dir)!r}"
     by_hand = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
     if by_hand:
-        folder = os.path.join(builder._data_dir_root, "downloads", "manual")
-        by_hand = f"\nBefore, put into {folder}: {' '.join(by_hand.split())}"
+        manual = os.path.join(folder, "downloads", "manual")
+        by_hand = f"\nBefore, put into {manual}: {' '.join(by_hand.split())}"
     return (
-        f"{builder.info.full_name} is not prepared as array_record in "
+        f"{builder.info.full_name} {state} as array_record in "
         f"{builder._data_dir_root}. Preparing it takes TensorFlow, reading it does "
         "not:\n  pip install tensorflow-cpu\n"
         '  python -c "import tensorflow_datasets as tfds; '

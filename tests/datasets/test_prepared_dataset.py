@@ -80,6 +80,18 @@ def test_what_is_not_prepared_says_how_to_prepare_it(tmp_path):
     assert str(tmp_path / "downloads" / "manual") in str(error.value)
 
 
+def test_another_format_is_to_be_prepared_in_another_folder(tmp_path):
+    """tfds refuses to prepare a second format beside the first."""
+    write_prepared(tmp_path, {"train": 2})
+    info = tmp_path / "tiny_shapes" / "1.0.0" / "dataset_info.json"
+    content = info.read_text()
+    assert '"array_record"' in content
+    info.write_text(content.replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(ValueError, match="prepared as tfrecord, not as array_re") as e:
+        PreparedDataset("tiny_shapes", "train", tmp_path)
+    assert "tfds.builder('tiny_shapes', data_dir='another_folder', " in str(e.value)
+
+
 def test_wrong_names_and_splits_are_said_shortly(data_dir):
     with pytest.raises(ValueError, match="source='no_such_data'") as error:
         PreparedDataset("no_such_data", "train", data_dir)
