@@ -3,6 +3,7 @@
 from keras_imm.distribution.layouts import dit_layout_map
 from keras_imm.distribution.strategy import (
     Strategy,
+    alone,
     barrier,
     initialize,
     is_chief,
@@ -13,6 +14,7 @@ from keras_imm.distribution.strategy import (
 
 __all__ = [
     "Strategy",
+    "alone",
     "barrier",
     "dit_layout_map",
     "initialize",

@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -127,6 +127,38 @@ def barrier() -> None:
     """Waits until every process of the run is here."""
     if process_count() > 1:
         _backend().barrier()
+
+
+def alone() -> contextlib.AbstractContextManager:
+    """Where one process does what the others do not, such as saving a model.
+
+    JAX would wait for the other processes whenever a variable is made. `fit`,
+    `evaluate` and `generate` are for all processes together.
+
+    Example:
+
+    ```python
+    if keras_imm.distribution.is_chief():
+        with keras_imm.distribution.alone():
+            model.save("model.keras")
+    keras_imm.distribution.barrier()
+    ```
+    """
+    distribution = keras.distribution.distribution()
+    if distribution is None or process_count() == 1:
+        return contextlib.nullcontext()
+    return _without_distribution(distribution)
+
+
+@contextlib.contextmanager
+def _without_distribution(
+    distribution: keras.distribution.DataParallel,
+) -> Iterator[None]:
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(distribution)
 
 
 def _backend() -> ModuleType:

@@ -10,10 +10,18 @@ HERE = pathlib.Path(__file__).parent
 PATHS = (HERE.parents[1], HERE.parent, HERE)
 
 
-def seen_by(backend, script, folder, launcher=(), **environment):
-    """The JSON that a script writes to seen.json in the folder it is given."""
+def seen_by(
+    backend,
+    script,
+    folder,
+    launcher=(),
+    arguments=(),
+    seen="seen.json",
+    **environment,
+):
+    """The JSON that a script writes into the folder it is given."""
     result = subprocess.run(
-        [sys.executable, *launcher, HERE / script, folder],
+        [sys.executable, *launcher, HERE / script, folder, *arguments],
         env={
             **os.environ,
             "KERAS_BACKEND": backend,
@@ -25,4 +33,4 @@ def seen_by(backend, script, folder, launcher=(), **environment):
         text=True,
     )
     assert result.returncode == 0, result.stderr[-4000:]
-    return json.loads((pathlib.Path(folder) / "seen.json").read_text())
+    return json.loads((pathlib.Path(folder) / seen).read_text())
