@@ -66,6 +66,7 @@ $(VENV)/stamps/digits-%: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/stamps/test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable ".[$(TENSORFLOW),jax,torch,hub,data,tensorboard,examples,dev]"
+	$(PIP) --no-deps tensorflow-serving-api # which asks for another TensorFlow
 	@mkdir -p $(@D) && touch $@
 
 $(VENV)/stamps/lint: constraints.txt | $(VENV)/bin/python

@@ -16,6 +16,7 @@ from keras_imm import (
     recipes,
     samplers,
     schedules,
+    serving,
     time_mappings,
     weightings,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "recipes",
     "samplers",
     "schedules",
+    "serving",
     "time_mappings",
     "weightings",
 ]
