@@ -217,8 +217,10 @@ def train(task: Task, strategy: distribution.Strategy) -> None:
         ],
     )
     if chief:
-        model.save(out / "model.keras")
-        report(task, model, recipe, quality, checkpoint.logs)
+        with distribution.alone():
+            model.save(out / "model.keras")
+    distribution.barrier()
+    report(task, model, recipe, quality, checkpoint.logs)
 
 
 def watching(task: "Task", recipe: Any, quality: "Quality", out: pathlib.Path) -> list:
@@ -297,7 +299,7 @@ def time_grid(recipe: Any, num_steps: int) -> Any:
 
 
 def report(task: Task, model: Any, recipe: Any, quality: "Quality", logs: list) -> None:
-    """Measures the model, prints the table and writes results.json."""
+    """Measures the model in all processes; the first prints and writes results.json."""
     rows = []
     for num_steps in sampling_steps(recipe):
         samples = model.generate(
@@ -308,9 +310,6 @@ def report(task: Task, model: Any, recipe: Any, quality: "Quality", logs: list) 
             **quality.arguments,
         )
         rows.append({"steps": num_steps, "frechet_pooled": quality.frechet(samples)})
-    print(f"\n{'steps':>5}  {'Fréchet, pooled pixels':>22}")
-    for row in rows:
-        print(f"{row['steps']:>5}  {row['frechet_pooled']:>22.4f}")
     results = {
         "recipe": task.recipe,
         "settings": {name: str(value) for name, value in task.overrides().items()},
@@ -321,6 +320,11 @@ def report(task: Task, model: Any, recipe: Any, quality: "Quality", logs: list) 
         "samples": rows,
         "epochs": logs,
     }
+    if not distribution.is_chief():
+        return
+    print(f"\n{'steps':>5}  {'Fréchet, pooled pixels':>22}")
+    for row in rows:
+        print(f"{row['steps']:>5}  {row['frechet_pooled']:>22.4f}")
     text = json.dumps(results, indent=2) + "\n"
     (out_folder() / "results.json").write_text(text)
 
@@ -328,8 +332,15 @@ def report(task: Task, model: Any, recipe: Any, quality: "Quality", logs: list) 
 def held_out_loss(task: Task, model: Any, recipe: Any) -> float:
     """The loss on the data that samples are compared with."""
     count = task.load(recipe, 1, held_out=True, shuffle=False).num_records
-    size = min(recipe.batch_size, count // recipe.group_size * recipe.group_size)
-    data = task.load(recipe, size, held_out=True, shuffle=False)
+    unit = recipe.group_size * distribution.num_devices()
+    data = task.load(
+        recipe,
+        min(recipe.batch_size, count) // unit * unit,
+        held_out=True,
+        shuffle=False,
+        process_index=distribution.process_index(),
+        process_count=distribution.process_count(),
+    )
     return float(model.evaluate(data, verbose=0))
 
 

@@ -166,7 +166,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         path = self.directory / f"step-{step:09d}"
         if distribution.is_chief() and not path.exists():
             try:
-                self._write(path, step)
+                with distribution.alone():
+                    self._write(path, step)
             except Exception as error:
                 number = getattr(error, "errno", None)  # h5py's texts are long
                 reason = os.strerror(number) if number else error
