@@ -54,6 +54,7 @@ def test_a_script_from_the_standard_input_without_a_guard():
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
+        timeout=120,  # a process that does not end keeps the output open
     )
     assert result.returncode == -signal.SIGKILL, result.stderr
     read, unparsed, parsed, process = result.stdout.splitlines()
