@@ -131,8 +131,6 @@ def _rows(images: np.ndarray, columns: int, border: int = 1) -> np.ndarray:
         ((0, missing), (border, border), (border, border), (0, 0)),
         constant_values=255,
     )
-    if missing:
-        images[-missing:] = 255
     _, height, width, channels = images.shape
     grid = images.reshape(-1, columns, height, width, channels)
     return grid.transpose(0, 2, 1, 3, 4).reshape(-1, columns * width, channels)

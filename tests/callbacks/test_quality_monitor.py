@@ -112,6 +112,27 @@ def test_the_best_is_kept_and_saved(stub, tmp_path, monkeypatch, mode, best, ste
     assert record == {"score_1_step": best, "step": step}
 
 
+def test_the_first_number_of_steps_decides_which_model_is_saved(stub, tmp_path):
+    path = tmp_path / "best.keras"
+    quality = QualityMonitor(
+        held_out(),
+        Scores(*(1, 5), *(2, 4)),  # in two steps, then in one
+        num_samples=2,
+        num_steps=(2, 1),
+        name="score",
+        save_best=path,
+    )
+    stub.run(quality, epochs=2)
+    assert quality.best == {"score_2_steps": 1.0, "score_1_step": 4.0}
+    assert quality.best_step == {"score_2_steps": 2, "score_1_step": 4}
+    record = json.loads(path.with_name("best.keras.json").read_text())
+    assert record == {"score_2_steps": 1.0, "step": 2}
+    saved = keras.models.load_model(
+        path, custom_objects={type(stub).__name__: keras.Sequential}
+    )
+    assert int(keras.ops.convert_to_numpy(saved.optimizer.iterations)) == 2
+
+
 def test_a_run_that_continues_does_not_replace_a_better_model(stub, tmp_path):
     path = tmp_path / "best.keras"
 

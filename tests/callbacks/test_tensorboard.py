@@ -95,10 +95,14 @@ def test_the_same_callback_after_a_fit_that_failed(stub, tmp_path, read):
     stub.optimizer.iterations.assign(0)
     history = stub.run(board).history
     assert read()["loss"] == pytest.approx({2: history["loss"][0]})
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_what_a_killed_run_wrote_past_its_checkpoint_is_hidden(stub, tmp_path, read):
+    on_disk = []
+
     def die(epoch, logs):
+        on_disk.append(list(read()["loss"]))
         if epoch == 2:
             raise Stop
 
@@ -107,6 +111,7 @@ def test_what_a_killed_run_wrote_past_its_checkpoint_is_hidden(stub, tmp_path, r
         stub.run(TensorBoard(tmp_path), kill, epochs=5)
     written = read()["loss"]
     assert list(written) == [2, 4, 6]
+    assert on_disk == [[2], [2, 4], [2, 4, 6]]
 
     class Restore(keras.callbacks.Callback):
         """As `TrainingCheckpoint` does, which stands last."""
