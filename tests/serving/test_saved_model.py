@@ -215,7 +215,7 @@ def test_an_error_of_the_child_process_is_passed_on(tmp_path):
 
     model = keras_imm.IMM(Own())
     model.compile(keras.optimizers.Adam())
-    with pytest.raises(RuntimeError, match=r"(?s)export through TensorFlow failed.*Own"):
+    with pytest.raises(RuntimeError, match=r"(?s)through TensorFlow failed.*'Own'"):
         export_saved_model(model, tmp_path / "served")
     assert list((tmp_path / "served").iterdir()) == []
 
