@@ -463,7 +463,13 @@ class IMM(Generation, trainers.get(), keras.Model):
         set with the attribute `ordered`, such as those of `keras_imm.datasets`, orders
         its batches itself: they are not shuffled.
         """
-        if getattr(args[0] if args else kwargs.get("x"), "ordered", False):
+        if _orders_itself(args[0] if args else kwargs.get("x")):
+            if kwargs.get("steps_per_epoch") is not None:
+                raise ValueError(
+                    "`steps_per_epoch` of a data set that orders its batches itself is "
+                    "an argument of the data set. Received: steps_per_epoch="
+                    f"{kwargs['steps_per_epoch']!r}"
+                )
             kwargs["shuffle"] = False
         with self._raw_weights_kept():
             return super().fit(*args, **kwargs)
@@ -486,8 +492,11 @@ class IMM(Generation, trainers.get(), keras.Model):
 
         Times and noise start from the same state each time, which is a function of
         the model's seed, so the same weights and data give the same loss. The
-        stream that training draws from does not move.
+        stream that training draws from does not move, nor does a data set with the
+        attribute `ordered`.
         """
+        x = args[0] if args else kwargs.get("x")
+        position = x.get_state() if _orders_itself(x) else None
         state = ops.convert_to_numpy(self.seed_generator.state)
         assign_state(
             self.seed_generator.state, [mix_seeds(self.seed, _EVALUATION_STREAM), 0]
@@ -496,6 +505,8 @@ class IMM(Generation, trainers.get(), keras.Model):
             return super().evaluate(*args, **kwargs)
         finally:
             assign_state(self.seed_generator.state, state)
+            if position is not None:
+                x.set_state(position)
 
     # -- Saving and loading
 
@@ -622,6 +633,11 @@ class IMM(Generation, trainers.get(), keras.Model):
             for weight in self.trainable_variables:
                 if id(weight) in averages:
                     averages[id(weight)].assign(weight)
+
+
+def _orders_itself(data: Any) -> bool:
+    """Whether these are batches whose order is the data set's own business."""
+    return bool(getattr(data, "ordered", False))
 
 
 def _check_training_labels(labels: Any) -> None:

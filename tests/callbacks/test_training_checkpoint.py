@@ -178,6 +178,23 @@ def test_fit_never_shuffles_the_batches_of_an_ordered_data_set(new_run):
     assert [i for _, i in seen][-12:] == list(range(12))
 
 
+def test_steps_per_epoch_belongs_to_an_ordered_data_set(new_run):
+    model, data, _ = new_run()
+    with pytest.raises(ValueError, match=r"argument of the data set.*per_epoch=2"):
+        model.fit(data, steps_per_epoch=2, verbose=0)
+
+
+def test_evaluating_leaves_an_ordered_data_set_where_it_is(new_run):
+    model, data, _ = new_run()
+    data.epoch = 2
+    first = model.evaluate(data, verbose=0)
+    assert data.epoch == 2
+    assert model.evaluate(data, verbose=0) == first
+    held_out = Stream(seed=5)
+    history = model.fit(Stream(), validation_data=held_out, epochs=2, verbose=0)
+    assert held_out.epoch == 0 and len(history.history["val_loss"]) == 2
+
+
 def test_two_checkpoints_stay_and_hold_what_they_say(new_run, tmp_path):
     model, data, checkpoint = new_run()
     run(model, data, checkpoint, 5)
