@@ -1,0 +1,201 @@
+"""Serves a trained model over HTTP as TF Serving does, with a page to look at it.
+
+    make digits
+    python examples/serve.py
+    python examples/serve.py --saved_model=served/digits --port=0
+
+The first form exports --model, by default the digits of `make digits`, under any
+backend, and serves the export; it needs `pip install "keras_imm[serve,tensorflow]"`.
+--export_dir keeps the export. The second serves one that is there, without Keras.
+
+A page at / draws 16 images of a digit. Paths and JSON are those of TF Serving:
+
+    curl -d '{"instances": [{"seed": 1, "label": 3}]}' \
+        http://127.0.0.1:8501/v1/models/digits:predict
+
+`signature_name` in a request chooses among the signatures that
+http://127.0.0.1:8501/v1/models/digits/metadata lists. Like TF Serving the server takes
+requests of any size. It has no authentication: it listens on 127.0.0.1, to this machine
+alone, unless --host says otherwise.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import asyncio
+import contextlib
+import pathlib
+import re
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from absl import app, flags
+
+INSTALL = 'pip install "keras_imm[serve,tensorflow]"'
+
+try:
+    import serve_json  # noqa: F401, to know it now rather than after the export
+    from aiohttp import web
+except ImportError as error:
+    sys.exit(f"{error}: {INSTALL}")
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("model", "runs/digits/model.keras", "Model to export and serve.")
+flags.DEFINE_string(
+    "saved_model", None, "Exported model to serve instead: its folder or its versions'."
+)
+flags.DEFINE_string("name", "digits", "Name of the served model.")
+flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all.")
+flags.DEFINE_integer(
+    "port", 8501, "Port to listen on; 0 for any free one.", 0, upper_bound=65535
+)
+flags.DEFINE_list("num_steps", "1,2,4,8", "Step counts to export.")
+flags.DEFINE_float(
+    "guidance_scale", None, "Weight of classifier-free guidance, or none of it."
+)
+flags.DEFINE_list(
+    "value_range",
+    None,
+    "Values of the model that become black and white, such as -1,1. Default: those of "
+    "the digits that examples/digits.py trains on.",
+)
+flags.DEFINE_string(
+    "export_dir", None, "Folder to keep the export in, as <name>/<version>."
+)
+flags.DEFINE_integer(
+    "num_classes", 10, "Labels that the page offers, from 0.", lower_bound=1
+)
+
+flags.register_validator(
+    "num_steps",
+    lambda counts: counts and all(n.isdecimal() and int(n) > 0 for n in counts),
+    "must be positive integers separated by commas",
+)
+
+
+def is_range(values):
+    try:
+        low, high = map(float, values)
+    except ValueError:
+        return False
+    return low < high
+
+
+flags.register_validator(
+    "value_range",
+    lambda values: values is None or is_range(values),
+    "must be two rising numbers separated by a comma",
+)
+flags.register_validator(
+    "name",
+    lambda name: re.fullmatch(r"[\w.-]+", name),
+    "must be letters, digits, '_', '-' and '.'",
+)
+
+
+def value_range():
+    """The values that become the bytes 0 and 255."""
+    if FLAGS.value_range:
+        return tuple(map(float, FLAGS.value_range))
+    import digits_data
+
+    images, _ = digits_data.load()
+    return float(images.min()), float(images.max())
+
+
+def export(folder):
+    """Writes the model as a SavedModel; the path of its version."""
+    if not os.path.exists(FLAGS.model):
+        sys.exit(
+            f"There is no model at {FLAGS.model}. `make digits` trains one and saves "
+            "it as runs/digits/model.keras; --model names another."
+        )
+    import keras_imm.serving
+
+    print(f"Exporting {FLAGS.model} ...", flush=True)
+    return keras_imm.serving.export_saved_model(
+        FLAGS.model,
+        pathlib.Path(folder, FLAGS.name),
+        num_steps=[int(count) for count in FLAGS.num_steps],
+        guidance_scale=FLAGS.guidance_scale,
+        value_range=value_range(),
+        warmup=bool(FLAGS.export_dir) and None,
+    )
+
+
+@contextlib.contextmanager
+def saved_model() -> Iterator[str | pathlib.Path]:
+    """The folder of the SavedModel, for as long as it is served."""
+    if FLAGS.saved_model is not None:
+        yield FLAGS.saved_model
+    elif FLAGS.export_dir is not None:
+        yield export(FLAGS.export_dir)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield export(folder)
+
+
+def bound_socket():
+    """A socket at --host and --port, which nobody else can take from here on."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            FLAGS.host, FLAGS.port, type=socket.SOCK_STREAM
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        if os.name == "posix":
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        sys.exit(
+            f"Cannot listen on {FLAGS.host}, port {FLAGS.port}: {error.strerror}. "
+            "--port=0 takes any free port."
+        )
+    return bound
+
+
+def build_application(folder):
+    """The web application that serves a SavedModel."""
+    try:
+        import serve_model
+        import serve_rest
+    except ImportError as error:
+        sys.exit(f"{error}: {INSTALL}")
+    try:
+        model = serve_model.SavedModel(folder)
+    except FileNotFoundError as error:
+        sys.exit(str(error))
+    return serve_rest.application(FLAGS.name, model, FLAGS.num_classes)
+
+
+async def serve(application, bound):
+    """Listens until a signal comes, and answers the requests that came before."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):  # Windows
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=10.0)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, bound).start()
+        host, port = bound.getsockname()[:2]
+        host = f"[{host}]" if ":" in host else host
+        print(f"{FLAGS.name} is at http://{host}:{port}/ (Ctrl-C ends)", flush=True)
+        await stop.wait()
+    finally:
+        await runner.cleanup()
+    print("Stopped.", flush=True)
+
+
+def main(_):
+    bound = bound_socket()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves no export behind
+    with contextlib.suppress(KeyboardInterrupt), saved_model() as folder:
+        asyncio.run(serve(build_application(folder), bound))
+
+
+if __name__ == "__main__":
+    app.run(main)
