@@ -1,0 +1,276 @@
+"""The network that the FID is defined on."""
+
+import hashlib
+import os
+import pathlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from keras_imm.metrics import inception_blocks as blocks
+from keras_imm.metrics.images import check_images
+from keras_imm.metrics.restricted_pickle import read_torch
+from keras_imm.validation import check_integer
+
+FILENAME = "weights-inception-2015-12-05-6726825d.pth"
+URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILENAME}"
+CHECKSUM = "6726825d"  # how the SHA-256 of the file begins
+TAPS = ("64", "192", "768", "spatial", "2048", "logits_unbiased", "logits")
+
+
+@keras.saving.register_keras_serializable(package="keras_imm")
+class InceptionV3(keras.Model):
+    """The InceptionV3 of 2015-12-05, on whose features the FID is defined.
+
+    It resizes images to 299x299 as TensorFlow 1 did, and pools as that network did:
+    without counting the padding, and by the maximum in the last block. Its outputs are
+
+    - `"64"`, `"192"`, `"768"`, `"2048"`: features of that many channels, averaged over
+      the image; the FID, KID, precision and recall take `"2048"`;
+    - `"spatial"`: the first 7 channels of `mixed_6/conv` of the original graph (the
+      17x17x192 output of `Mixed_6d.branch1x1` after its ReLU), flattened row by row to
+      2023 numbers, which the sFID takes;
+    - `"logits_unbiased"`: the 1,008 logits without the bias, which the Inception Score
+      takes; `"logits"`: with it.
+
+    Everything is computed in float32 whatever Keras's dtype policy. On a GPU, TF32
+    changes features by about 1e-3 of their size; switch it off to compare with
+    published numbers to more digits than that.
+
+    Args:
+        weights: "fid" for the published weights, fetched once to Keras's cache; the
+            path of that file (`weights-inception-2015-12-05-6726825d.pth`; PyTorch is
+            not needed to read it); or None for random ones.
+        taps: Names of the outputs, of those above.
+
+    Call arguments:
+        inputs: uint8 images in [0, 255], shape (batch, H, W, 3), of any size.
+
+    Returns:
+        Dictionary from tap to float32 tensor (batch, features).
+
+    Raises:
+        ValueError: If a tap is not known, or the file is not the weights of this
+            network.
+        OSError: If the weights cannot be fetched; the message says what to do.
+
+    Example:
+
+    ```python
+    network = keras_imm.metrics.InceptionV3(weights=None, taps=["2048"])
+    images = np.zeros((4, 32, 32, 3), "uint8")
+    network.features(images)["2048"]  # (4, 2048)
+    ```
+
+    Reference:
+        - [Szegedy et al., 2015](https://arxiv.org/abs/1512.00567)
+        - [Heusel et al., 2017](https://arxiv.org/abs/1706.08500)
+        - [Nash et al., 2021](https://arxiv.org/abs/2103.03841), the sFID, with the
+          channels of the evaluator of Dhariwal and Nichol, 2021
+    """
+
+    def __init__(
+        self,
+        weights: str | os.PathLike | None = "fid",
+        taps: Sequence[str] = ("2048", "spatial", "logits_unbiased"),
+        **kwargs: Any,
+    ):
+        taps = _check_taps(taps)
+        # JAX would compile the initializer for each of 94 shapes.
+        initializer = "glorot_uniform" if weights is None else "zeros"
+        convolutions = blocks.Convolutions(initializer)
+        inputs = keras.Input((None, None, 3), dtype="uint8")
+        outputs, classifier = _outputs(convolutions, inputs)
+        kwargs.setdefault("name", "inception_v3")
+        super().__init__(inputs, {tap: outputs[tap] for tap in taps}, **kwargs)
+        self.taps = taps
+        self.trainable = False
+        if weights is not None:
+            path = fetch() if weights == "fid" else find_file(weights)
+            load_weights(path, convolutions.made, classifier)
+
+    def features(self, images: Any, batch_size: int = 64) -> dict[str, np.ndarray]:
+        """The features of images, in batches of one size, so that one is compiled.
+
+        Args:
+            images: uint8 array in [0, 255], shape (num_images, H, W, 3).
+            batch_size: Images in one pass, at least 1.
+
+        Returns:
+            Dictionary from tap to float32 array (num_images, features).
+
+        Raises:
+            ValueError: If the images have another dtype, range or shape.
+        """
+        check_integer("batch_size", batch_size, at_least=1)
+        images = check_images(images)
+        batch_size = min(batch_size, len(images))
+        found = []
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            missing = ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0))
+            output = self.predict_on_batch(np.pad(batch, missing))
+            found.append({tap: output[tap][: len(batch)] for tap in self.taps})
+        return {tap: np.concatenate([one[tap] for one in found]) for tap in self.taps}
+
+    def get_config(self) -> dict[str, Any]:
+        """Without the weights, which Keras keeps itself."""
+        return {"weights": None, "taps": list(self.taps), "name": self.name}
+
+    @classmethod
+    def from_config(
+        cls, config: dict, custom_objects: dict | None = None
+    ) -> "InceptionV3":
+        """A network of the same taps."""
+        return cls(**config)
+
+
+def fetch() -> pathlib.Path:
+    """Downloads the published weights, or finds them in Keras's cache.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        OSError: If they cannot be fetched, or are not what was published.
+    """
+    by_hand = (
+        f"Without a connection: download {URL} elsewhere, put it anywhere on this "
+        f"machine and give its path: InceptionV3(weights={FILENAME!r})."
+    )
+    try:
+        path = pathlib.Path(keras.utils.get_file(FILENAME, URL, cache_subdir="models"))
+    except Exception as error:  # it raises Exception itself
+        raise OSError(
+            f"The weights of InceptionV3 cannot be fetched: {error}\n{by_hand}"
+        ) from error
+    digest = _digest(path)
+    if not digest.startswith(CHECKSUM):
+        raise OSError(
+            f"{path} is damaged: its SHA-256 begins with {digest[:8]}, not with "
+            f"{CHECKSUM}. Delete it to fetch it again. {by_hand}"
+        )
+    return path
+
+
+def find_file(weights: Any) -> pathlib.Path:
+    """The file at a path; warns if it is not the published one."""
+    if not isinstance(weights, str | os.PathLike) or not os.path.isfile(weights):
+        raise ValueError(
+            f'`weights` must be "fid", None or the path of {FILENAME}. '
+            f"Received: weights={weights!r}"
+        )
+    digest = _digest(weights)
+    if not digest.startswith(CHECKSUM):
+        warnings.warn(
+            f"{os.fspath(weights)} is not the published {FILENAME}: its SHA-256 begins "
+            f"with {digest[:8]}. Distances will not compare with published ones.",
+            stacklevel=3,
+        )
+    return pathlib.Path(weights)
+
+
+def load_weights(
+    path: str | os.PathLike,
+    convolutions: dict[str, tuple],
+    classifier: tuple[keras.layers.Layer, keras.layers.Layer],
+) -> None:
+    """Loads the PyTorch conversion; changes nothing if a tensor does not fit.
+
+    Args:
+        path: The file.
+        convolutions: (convolution, normalization) by name.
+        classifier: The layers that hold the last weight and its bias.
+
+    Raises:
+        ValueError: If the file cannot be read or is of another network. The message
+            names the file and the first tensor that does not fit.
+    """
+    tensors = read_torch(path)
+    if not isinstance(tensors, dict):
+        raise ValueError(f"{path} holds a {type(tensors).__name__}, not weights.")
+    found = []
+    for name, variable, convert in _variables(convolutions, classifier):
+        if not isinstance(tensors.get(name), np.ndarray):
+            raise ValueError(f"{path} has no tensor {name}.")
+        tensor = tensors[name]
+        value = convert(tensor)
+        if value.shape != tuple(variable.shape):
+            raise ValueError(
+                f"Tensor {name} of {path} has shape {tensor.shape}, which InceptionV3 "
+                f"has as {tuple(variable.shape)}."
+            )
+        if not np.isfinite(value).all():
+            raise ValueError(f"Tensor {name} of {path} is not finite.")
+        found.append((variable, value))
+    for variable, value in found:
+        variable.assign(value)
+
+
+def _variables(convolutions, classifier):
+    """(name in the file, variable, how the array becomes its value)."""
+    for name, (convolution, normalization) in convolutions.items():
+        yield f"{name}.conv.weight", convolution.kernel, _to_channels_last
+        yield f"{name}.bn.weight", normalization.gamma, np.asarray
+        yield f"{name}.bn.bias", normalization.beta, np.asarray
+        yield f"{name}.bn.running_mean", normalization.moving_mean, np.asarray
+        yield f"{name}.bn.running_var", normalization.moving_variance, np.asarray
+    yield "fc.weight", classifier[0].kernel, np.transpose
+    yield "fc.bias", classifier[1].bias, np.asarray
+
+
+def _to_channels_last(kernel):
+    return np.moveaxis(kernel, (0, 1), (-1, -2)) if kernel.ndim == 4 else kernel
+
+
+class Bias(keras.layers.Layer):
+    """Adds a number to each channel."""
+
+    def build(self, input_shape: tuple) -> None:
+        self.bias = self.add_weight((input_shape[-1],), "zeros", name="bias")
+
+    def call(self, inputs: Any) -> Any:
+        return inputs + self.bias
+
+
+def _outputs(conv, images):
+    """All taps, and the two layers of the classifier."""
+    mean = layers.GlobalAveragePooling2D(dtype="float32")
+    x = blocks.Resize(dtype="float32")(images)
+    first, x = blocks.stem(conv, x)
+    taps = {"64": mean(first), "192": mean(x)}
+    for name, filters in (("Mixed_5b", 32), ("Mixed_5c", 64), ("Mixed_5d", 64)):
+        x = blocks.block_a(conv, x, name, filters)
+    x = blocks.block_b(conv, x, "Mixed_6a")
+    x, _ = blocks.block_c(conv, x, "Mixed_6b", 128)
+    x, _ = blocks.block_c(conv, x, "Mixed_6c", 160)
+    x, spatial = blocks.block_c(conv, x, "Mixed_6d", 160)
+    x, _ = blocks.block_c(conv, x, "Mixed_6e", 192)
+    taps["768"] = mean(x)
+    taps["spatial"] = ops.reshape(spatial[..., :7], (-1, 17 * 17 * 7))
+    x = blocks.last_blocks(conv, blocks.block_d(conv, x, "Mixed_7a"))
+    taps["2048"] = mean(x)
+    weight = layers.Dense(1008, use_bias=False, dtype="float32", name="fc")
+    bias = Bias(dtype="float32", name="fc_bias")
+    taps["logits_unbiased"] = weight(taps["2048"])
+    taps["logits"] = bias(taps["logits_unbiased"])
+    return taps, (weight, bias)
+
+
+def _check_taps(taps):
+    allowed = ", ".join(map(repr, TAPS))
+    if isinstance(taps, str) or not taps or not all(tap in TAPS for tap in taps):
+        raise ValueError(
+            f"`taps` must be one or more of {allowed}, in a list. "
+            f"Received: taps={taps!r}"
+        )
+    return tuple(dict.fromkeys(taps))
+
+
+def _digest(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
