@@ -30,7 +30,7 @@ from absl import app, flags, logging
 import keras_imm
 import keras_imm.datasets
 import keras_imm.latents
-from keras_imm.datasets.decoding import CorruptRecordError
+from keras_imm.datasets import CorruptRecordError
 from keras_imm.latents import hub, shard_files
 
 FLAGS = flags.FLAGS
@@ -151,7 +151,7 @@ def moments_shape():
 def read(dataset, index):
     """Image and label, or the error where the image cannot be read."""
     try:
-        return dataset._records.read(index, None)
+        return dataset.read_record(index)
     except CorruptRecordError as error:
         return error
 

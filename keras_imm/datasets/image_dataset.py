@@ -147,6 +147,21 @@ class ImageDataset(keras.utils.PyDataset):
         """What a record is called: its file, or its data set and its place there."""
         return self._records.source.record_name(int(index))
 
+    def read_record(self, index: int) -> tuple[np.ndarray, int]:
+        """One record as it is stored: cropped, but neither mirrored nor scaled.
+
+        Args:
+            index: Integer in [0, num_records).
+
+        Returns:
+            The image, uint8 or float32 (H, W, C), and its label, -1 without labels; of
+            latents, their mean.
+
+        Raises:
+            CorruptRecordError: If it cannot be decoded.
+        """
+        return self._records.read(int(index), None)
+
     @property
     def corrupt(self) -> dict[str, str]:
         return dict(self._reader.corrupt)

@@ -40,8 +40,10 @@ class ImageRecords:
         self.image_shape = None if None in size else (*size, self.channels)
         self.settings = {"image_size": image_size, "flip": flip}
 
-    def read(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-        """Image and label of a record.
+    def read(
+        self, index: int, rng: np.random.Generator | None
+    ) -> tuple[np.ndarray, int]:
+        """Image and label of a record, as it is without a random generator.
 
         Returns:
             The image, uint8 or float32 (H, W, C), and its label, -1 without labels.
@@ -58,7 +60,7 @@ class ImageRecords:
                 "`image_size` is given. Received: "
                 f"{self.source.record_name(index)} of shape {pixels.shape}"
             )
-        if self.flip and rng.random() < 0.5:
+        if self.flip and rng is not None and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
         return pixels, self._checked_label(record["label"], index)
 
@@ -117,16 +119,21 @@ class LatentRecords:
         self.image_shape = shards.image_shape
         self.settings = {"sigma_data": sigma_data}
 
-    def read(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    def read(
+        self, index: int, rng: np.random.Generator | None
+    ) -> tuple[np.ndarray, int]:
         """A sample of the latents, float32 (H, W, C) without scaling, and the label.
+
+        Without a random generator, the mean of the latents.
 
         Raises:
             CorruptRecordError: If it is not finite.
         """
         record = self.source[index]
         mean, std = np.split(record["moments"].astype(np.float32), 2, axis=-1)
-        noise = rng.standard_normal(mean.shape, dtype=np.float32)
-        z = mean + std * noise
+        z = mean
+        if rng is not None:
+            z = mean + std * rng.standard_normal(mean.shape, dtype=np.float32)
         if not np.isfinite(z).all():
             raise CorruptRecordError("its latents are not finite")
         return z, record["label"]

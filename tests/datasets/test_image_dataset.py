@@ -51,6 +51,15 @@ def test_batches_are_the_records_in_the_model_range():
         np.testing.assert_array_equal(back, images[indices])
 
 
+def test_a_record_alone_is_as_it_is_stored():
+    images, labels = arrays()
+    dataset = load((images, labels), 6, flip=True)
+    for i in range(20):
+        image, label = dataset.read_record(i)
+        np.testing.assert_array_equal(image, images[i])
+        assert (image.dtype, label) == (np.uint8, labels[i])
+
+
 def test_every_order_of_access_gives_the_same_batches():
     rng = np.random.default_rng(0)
     expected = batches_of(load(arrays(), 4, flip=True, steps_per_epoch=8), 2)
