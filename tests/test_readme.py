@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import keras
 import numpy as np
 
 from keras_imm.checkpoints import official
@@ -24,14 +25,19 @@ def small_checkpoint(name):
     )
 
 
-def test_the_example_runs():
-    code, _ = examples("README.md")
+def test_the_example_runs(tmp_path, monkeypatch):
+    code, serving, _ = examples("README.md")
     assert "epochs=280" in code
+    monkeypatch.chdir(tmp_path)
     names = {}
     exec(code.replace("epochs=280", "epochs=1"), names)
     assert names["samples"].shape == (5, 8, 8, 1)
     assert np.isfinite(names["samples"]).all()
     assert names["model"].optimizer.iterations == 14
+    if keras.backend.backend() == "tensorflow":  # the others export in a process more
+        exec(serving, names)
+        assert (tmp_path / "served" / "digits" / "1" / "saved_model.pb").exists()
+        assert (tmp_path / "digits.onnx").exists()
 
 
 def test_the_checkpoints_are_loaded_as_the_pages_say(monkeypatch):
