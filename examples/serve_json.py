@@ -235,7 +235,7 @@ def _checked_float(value: float, dtype: np.dtype) -> float:
     whole = isinstance(value, int)
     if not whole and not np.isfinite(value):
         return value
-    if abs(value) > (2 ** (limits.nmant + 1) - 1 if whole else limits.max):
+    if abs(value) > (2 ** (limits.nmant + 1) - 1 if whole else float(limits.max)):
         raise RequestError(
             f"Cannot convert JSON value: {_text(value)} to {_type_name(dtype)} "
             "without loss of precision."

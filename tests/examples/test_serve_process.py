@@ -1,0 +1,86 @@
+"""The server as a process: what it listens to, how it begins and ends."""
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import keras
+import pytest
+from scripts import ROOT
+from server_process import Server, images
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="the server has no Keras in it: one backend tests it",
+)
+
+
+def test_it_listens_to_this_machine_alone(server):
+    assert server.host == "127.0.0.1"
+    # All of 127.0.0.0/8 is this machine, but only one address of it was asked for.
+    with socket.socket() as other:
+        assert other.connect_ex(("127.0.0.2", server.port)) != 0
+
+
+def test_it_exports_serves_and_ends(tiny_model, tmp_path):
+    """With a request under way when it is told to end."""
+    tiny_model.save(tmp_path / "model.keras")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    server = Server(
+        f"--model={tmp_path / 'model.keras'}",
+        "--num_steps=1,3",
+        "--guidance_scale=1.5",
+        "--value_range=-3,3",
+        "--host=127.0.0.2",
+        TMPDIR=str(temporary),
+    )
+    assert server.host == "127.0.0.2"
+    assert any(temporary.iterdir())
+    path = "/v1/models/digits"
+    signatures = server.ask(f"{path}/metadata")[1]["metadata"]["signature_def"]
+    assert "guidance_scale" in signatures["signature_def"]["generate_3_steps"]["inputs"]
+    count = 20_000
+    answers = []
+    large = threading.Thread(
+        target=lambda: answers.append(
+            server.predict(images(list(range(count)), [0] * count), f"{path}:predict")
+        )
+    )
+    large.start()
+    time.sleep(0.3)
+    code, output, errors = server.stop()
+    large.join()
+    assert code == 0, errors
+    assert "Traceback" not in errors
+    assert output.endswith("Stopped.\n")
+    [(status, answer)] = answers
+    assert (status, len(answer["outputs"])) == (200, count)
+    assert not any(temporary.iterdir())
+    with socket.socket() as other:
+        assert other.connect_ex((server.host, server.port)) != 0
+
+
+@pytest.mark.parametrize("flag", ["--model=nowhere.keras", "--port={port}"])
+def test_it_says_what_is_missing(server, flag, tmp_path):
+    result = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "examples" / "serve.py"),
+            "--port=0",
+            flag.format(port=server.port),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    if "model" in flag:
+        assert "make digits" in result.stderr
+        assert "nowhere.keras" in result.stderr
+    else:
+        assert f"port {server.port}" in result.stderr
+        assert "in use" in result.stderr
