@@ -1,8 +1,11 @@
-"""The Fréchet distance between two sets of feature vectors."""
+"""The Fréchet distance between two sets of features."""
 
 from typing import Any
 
 import numpy as np
+
+from keras_imm.metrics.checks import check_columns, check_count, check_real
+from keras_imm.metrics.moments import Moments
 
 
 def frechet_distance(features_a: Any, features_b: Any) -> float:
@@ -76,8 +79,8 @@ def frechet_distance_from_moments(
     frechet_distance_from_moments([0.0], [[1.0]], [1.0], [[4.0]])  # 1 + (1 − 2)² = 2
     ```
     """
-    mean_a = _finite(mean_a, "mean_a", 1)
-    mean_b = _finite(mean_b, "mean_b", 1)
+    mean_a = _real(mean_a, "mean_a", 1)
+    mean_b = _real(mean_b, "mean_b", 1)
     if mean_a.shape != mean_b.shape:
         raise ValueError(
             "`mean_a` and `mean_b` must have the same length. "
@@ -88,6 +91,76 @@ def frechet_distance_from_moments(
     return _distance(mean_a, factor_a, mean_b, factor_b)
 
 
+class FrechetDistance:
+    """Fréchet distance of features that come in batches, to reference statistics.
+
+    With the `"2048"` features of `InceptionV3` it is the FID, with the `"spatial"` ones
+    the sFID. Means and covariances are kept in float64, in memory that does not grow.
+
+    Args:
+        mean: Mean of the reference, shape (num_features,).
+        covariance: Covariance of the reference, shape (num_features, num_features).
+
+    Raises:
+        ValueError: If the shapes do not fit each other, or the covariance is not
+            symmetric, positive semi-definite and finite.
+
+    Example:
+
+    ```python
+    reference = keras_imm.metrics.ReferenceStatistics.load("cifar10-32x32.npz")
+    fid = keras_imm.metrics.FrechetDistance(reference.mean, reference.covariance)
+    network = keras_imm.metrics.InceptionV3()
+    for images in batches:  # uint8
+        fid.update(network.features(images)["2048"])
+    fid.result()
+    ```
+
+    Reference:
+        - [Heusel et al., 2017](https://arxiv.org/abs/1706.08500), Eq. 6
+    """
+
+    def __init__(self, mean: Any, covariance: Any):
+        self.mean = _real(mean, "mean", 1)
+        self._factor = _covariance_factor(covariance, "covariance", self.mean.size)
+        self.moments = Moments()
+
+    def update(self, features: Any) -> None:
+        """Adds samples.
+
+        Args:
+            features: Array of shape (num_samples, num_features).
+
+        Raises:
+            ValueError: If they are not finite, or not as many as the reference has.
+        """
+        features = check_real(features, "features", 2)
+        check_columns(features, self.mean.size, "features", "the reference has")
+        self.moments.update(features)
+
+    def merge(self, other: "FrechetDistance") -> None:
+        """Adds what another one, in another process, was given."""
+        self.moments.merge(other.moments)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Arrays from which `set_state` makes the same again, elsewhere."""
+        return self.moments.state()
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        """Takes over what `state` returned."""
+        self.moments.set_state(state)
+
+    def result(self) -> float:
+        """The distance.
+
+        Raises:
+            ValueError: If there are fewer than two samples.
+        """
+        covariance = self.moments.covariance()
+        factor = _covariance_factor(covariance, "covariance", self.mean.size)
+        return _distance(self.moments.mean, factor, self.mean, self._factor)
+
+
 def _distance(mean_a, factor_a, mean_b, factor_b) -> float:
     """The distance from factors F of the covariances, Σ = FᵀF."""
     cross = np.linalg.svd(factor_a @ factor_b.T, compute_uv=False).sum()
@@ -96,16 +169,15 @@ def _distance(mean_a, factor_a, mean_b, factor_b) -> float:
 
 
 def _mean_and_factor(features, name):
-    features = _finite(features, name, 2)
+    features = _real(features, name, 2)
     count = features.shape[0]
-    if count < 2:
-        raise ValueError(f"`{name}` must have at least two rows. Received {count}.")
+    check_count(count, name)
     mean = features.mean(axis=0)
     return mean, np.linalg.qr(features - mean, mode="r") / np.sqrt(count - 1)
 
 
 def _covariance_factor(covariance, name, size):
-    covariance = _finite(covariance, name, 2)
+    covariance = _real(covariance, name, 2)
     if covariance.shape != (size, size):
         raise ValueError(
             f"`{name}` must have shape {(size, size)}, as its mean has {size} entries. "
@@ -121,19 +193,10 @@ def _covariance_factor(covariance, name, size):
             f"asymmetry of {asymmetry:.3g} and a least eigenvalue of {values[0]:.3g}, "
             f"with entries up to {scale:.3g}."
         )
-    return np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
+    # Below this they are the rounding of zeros, whose roots would not be small.
+    values[values < size * np.finfo(values.dtype).eps * values[-1]] = 0.0
+    return np.sqrt(values)[:, None] * vectors.T
 
 
-def _finite(array, name, ndim):
-    array = np.asarray(array)
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"`{name}` must be real numbers. Received {array.dtype}.")
-    if array.ndim != ndim or array.size == 0:
-        raise ValueError(
-            f"`{name}` must be a non-empty array of {ndim} dimension(s). "
-            f"Received shape {array.shape}."
-        )
-    array = array.astype(np.float64)
-    if not np.isfinite(array).all():
-        raise ValueError(f"`{name}` must be finite. Received NaN or infinite entries.")
-    return array
+def _real(array, name, ndim):
+    return check_real(array, name, ndim).astype(np.float64)

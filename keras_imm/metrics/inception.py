@@ -12,7 +12,7 @@ import numpy as np
 from keras import layers, ops
 
 from keras_imm.metrics import inception_blocks as blocks
-from keras_imm.metrics.images import check_images
+from keras_imm.metrics.checks import check_images
 from keras_imm.metrics.restricted_pickle import read_torch
 from keras_imm.validation import check_integer
 
