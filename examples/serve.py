@@ -5,8 +5,9 @@
     python examples/serve.py --saved_model=served/digits --port=0
 
 The first form exports --model, by default the digits of `make digits`, under any
-backend, and serves the export; it needs `pip install "keras_imm[serve,tensorflow]"`.
---export_dir keeps the export. The second serves one that is there, without Keras.
+backend, and serves the export; --export_dir keeps it. It takes `pip install
+"keras_imm[serve,tensorflow,examples]"`. The second serves an export that is there,
+without Keras.
 
 A page at / draws 16 images of a digit. Paths and JSON are those of TF Serving:
 
@@ -35,6 +36,7 @@ from collections.abc import Iterator
 
 from absl import app, flags
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INSTALL = 'pip install "keras_imm[serve,tensorflow]"'
 
 try:
@@ -114,17 +116,20 @@ def export(folder):
             f"There is no model at {FLAGS.model}. `make digits` trains one and saves "
             "it as runs/digits/model.keras; --model names another."
         )
+    print(f"Exporting {FLAGS.model} ...", flush=True)
     import keras_imm.serving
 
-    print(f"Exporting {FLAGS.model} ...", flush=True)
-    return keras_imm.serving.export_saved_model(
-        FLAGS.model,
-        pathlib.Path(folder, FLAGS.name),
-        num_steps=[int(count) for count in FLAGS.num_steps],
-        guidance_scale=FLAGS.guidance_scale,
-        value_range=value_range(),
-        warmup=bool(FLAGS.export_dir) and None,
-    )
+    try:
+        return keras_imm.serving.export_saved_model(
+            FLAGS.model,
+            pathlib.Path(folder, FLAGS.name),
+            num_steps=[int(count) for count in FLAGS.num_steps],
+            guidance_scale=FLAGS.guidance_scale,
+            value_range=value_range(),
+            warmup=None if FLAGS.export_dir else False,
+        )
+    except (ImportError, RuntimeError, ValueError) as error:
+        sys.exit(f"The export failed: {error}")
 
 
 @contextlib.contextmanager
@@ -172,12 +177,15 @@ def build_application(folder):
 
 
 async def serve(application, bound):
-    """Listens until a signal comes, and answers the requests that came before."""
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):  # Windows
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=10.0)
+    """Listens until a signal comes, and answers the requests that came before.
+
+    A second signal ends it at once.
+    """
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    with contextlib.suppress(NotImplementedError):  # Windows
+        for number in SIGNALS:
+            loop.add_signal_handler(number, stop.set)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=60.0)
     await runner.setup()
     try:
         await web.SockSite(runner, bound).start()
@@ -185,14 +193,21 @@ async def serve(application, bound):
         host = f"[{host}]" if ":" in host else host
         print(f"{FLAGS.name} is at http://{host}:{port}/ (Ctrl-C ends)", flush=True)
         await stop.wait()
+        interrupt_on_signals()
     finally:
         await runner.cleanup()
     print("Stopped.", flush=True)
 
 
+def interrupt_on_signals():
+    """Lets signals raise KeyboardInterrupt, so that no export is left behind."""
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler)
+
+
 def main(_):
     bound = bound_socket()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves no export behind
+    interrupt_on_signals()
     with contextlib.suppress(KeyboardInterrupt), saved_model() as folder:
         asyncio.run(serve(build_application(folder), bound))
 

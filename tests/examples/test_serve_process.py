@@ -7,9 +7,11 @@ import threading
 import time
 
 import keras
+import numpy as np
 import pytest
 from scripts import ROOT
 from server_process import Server, images
+from sklearn.datasets import load_digits
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",
@@ -24,7 +26,15 @@ def test_it_listens_to_this_machine_alone(server):
         assert other.connect_ex(("127.0.0.2", server.port)) != 0
 
 
-def test_it_exports_serves_and_ends(tiny_model, tmp_path):
+def in_range_of_digits(pixels):
+    """Bytes of values in [-3, 3] as those of scikit-learn's digits, 0 to 16."""
+    digits = load_digits().data
+    values = (pixels + 0.5) / 255 * 6 - 3
+    low, high = ((x - digits.mean()) / digits.std() * 0.5 for x in (0, 16))
+    return np.clip((values - low) / (high - low) * 255, 0, 255)
+
+
+def test_it_exports_serves_and_ends(tiny_model, reference, tmp_path):
     """With a request under way when it is told to end."""
     tiny_model.save(tmp_path / "model.keras")
     temporary = tmp_path / "temporary"
@@ -33,7 +43,6 @@ def test_it_exports_serves_and_ends(tiny_model, tmp_path):
         f"--model={tmp_path / 'model.keras'}",
         "--num_steps=1,3",
         "--guidance_scale=1.5",
-        "--value_range=-3,3",
         "--host=127.0.0.2",
         TMPDIR=str(temporary),
     )
@@ -42,6 +51,12 @@ def test_it_exports_serves_and_ends(tiny_model, tmp_path):
     path = "/v1/models/digits"
     signatures = server.ask(f"{path}/metadata")[1]["metadata"]["signature_def"]
     assert "guidance_scale" in signatures["signature_def"]["generate_3_steps"]["inputs"]
+    seeds, labels = list(range(8)), [i % 4 for i in range(8)]
+    body = images(seeds, labels, signature_name="generate_1_steps")
+    body["inputs"]["guidance_scale"] = [1] * 8
+    answer = server.predict(body, f"{path}:predict")[1]["outputs"]
+    expected = reference("generate_1_steps", seed=seeds, label=labels)["image"]
+    assert np.abs(np.array(answer) - in_range_of_digits(expected)).max() <= 6
     count = 20_000
     answers = []
     large = threading.Thread(
