@@ -94,8 +94,8 @@ flags.register_validator(
 )
 flags.register_validator(
     "name",
-    lambda name: re.fullmatch(r"[\w.-]+", name),
-    "must be letters, digits, '_', '-' and '.'",
+    lambda name: re.fullmatch(r"\w[\w.-]*", name),
+    "must be letters, digits, '_', '-' and '.', and not begin with the last two",
 )
 
 

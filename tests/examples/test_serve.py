@@ -143,6 +143,13 @@ def test_200_concurrent_requests(server, reference):
         (images([1], [4]), "assertion failed: [`label` must be in [0, 3]"),
         (images([1, 2], [0, 0, 0]), ""),
         (images([1], 0), ""),
+        (
+            {
+                "signature_name": "generate_from_noise",
+                "inputs": {"noise": [[[[0]]]], "label": [0]},
+            },
+            "",
+        ),
     ],
 )
 def test_what_it_refuses(server, body, message):
