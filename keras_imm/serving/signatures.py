@@ -1,12 +1,14 @@
 """What a served model answers: TensorFlow functions with named inputs and outputs."""
 
+import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
+from absl import logging
 
 from keras_imm import samplers
 from keras_imm.imm import IMM
@@ -52,7 +54,9 @@ class ServedModel:
         """Writes a SavedModel of the signatures and of the weights that they use."""
         module = tf.Module()  # which knows nothing of the model and its optimizer
         module.shared_weights = self._variables
-        tf.saved_model.save(module, os.fspath(folder), signatures=self.signatures())
+        signatures = self.signatures()
+        with _quiet():  # TensorFlow would list every weight for every signature
+            tf.saved_model.save(module, os.fspath(folder), signatures=signatures)
 
     def signatures(self) -> dict[str, Any]:
         """Concrete functions by the names of their signatures."""
@@ -216,6 +220,20 @@ class ServedModel:
             low, high = self._settings.value_range
             x = (x - low) * (255.0 / (high - low)) + 0.5
         return tf.cast(tf.clip_by_value(x, 0.0, 255.0), tf.uint8)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps TensorFlow and absl from logging below warnings."""
+    logger, before = tf.get_logger(), logging.get_verbosity()
+    level = logger.level
+    logger.setLevel("WARNING")
+    logging.set_verbosity(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logging.set_verbosity(before)
 
 
 def _function(function: Callable, inputs: list[tf.TensorSpec]) -> Any:
