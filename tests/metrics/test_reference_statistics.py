@@ -124,7 +124,7 @@ def test_records_left_out_are_told():
 def test_images_in_another_range_are_told():
     with pytest.raises(ValueError, match=r"\[-1, 1\].*float64 from 0 to 255"):
         ReferenceStatistics.from_dataset([np.array([0.0, 255.0])], channels)
-    with pytest.raises(ValueError, match="`images`.*finite"):
+    with pytest.raises(ValueError, match=r"`images`.*finite"):
         ReferenceStatistics.from_dataset([np.full((1, 2, 2, 3), np.nan)], channels)
 
 
