@@ -129,7 +129,7 @@ class ServedModel:
         Its outputs are those of `tf.function`, without a signature.
         """
         inputs = self._noise_inputs()
-        return _function(self._from_noise, inputs), inputs
+        return _function(self._from_noise, inputs, checked=False), inputs
 
     def _from_noise(
         self, noise: Any, label: Any = None, guidance_scale: Any = None
@@ -236,12 +236,41 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _function(function: Callable, inputs: list[tf.TensorSpec]) -> Any:
+def _function(
+    function: Callable, inputs: list[tf.TensorSpec], checked: bool = True
+) -> Any:
     def of_tensors(*tensors):
         names = [spec.name for spec in inputs]
+        if checked:
+            tensors = _checked_rows(tensors, inputs)
         return function(**dict(zip(names, tensors, strict=True)))
 
     return tf.function(of_tensors, input_signature=inputs, autograph=False)
+
+
+def _checked_rows(tensors: Sequence, inputs: list[tf.TensorSpec]) -> list:
+    """The tensors, once each is known to have its shape, and all as many rows.
+
+    TensorFlow's Python checks what it is given; a server does not.
+    """
+    names = " and ".join(f"`{spec.name}`" for spec in inputs)
+    first = tf.shape(tensors[0])
+    checks = []
+    for x, spec in zip(tensors, inputs, strict=True):
+        shape = tf.shape(x)
+        message = f"`{spec.name}` must have the shape {spec.shape}. Received:"
+        # A shape that the graph takes for known would not be looked at.
+        size = tf.size(x) == shape[0] * math.prod(spec.shape[1:])
+        checks.append(tf.debugging.Assert(size, [message, shape]))
+        message = f"{names} must have as many rows. Received shapes:"
+        checks.append(
+            tf.debugging.Assert(shape[0] == first[0], [message, first, shape])
+        )
+    with tf.control_dependencies(checks):
+        return [
+            tf.ensure_shape(tf.identity(x), s.shape)
+            for x, s in zip(tensors, inputs, strict=True)
+        ]
 
 
 def _checked_times(t: Any, s: Any) -> tuple[Any, Any]:

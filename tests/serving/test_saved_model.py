@@ -361,6 +361,50 @@ def test_restart_adds_noise_of_the_seed_at_every_step(model, served):
 
 
 @on_tensorflow
+@pytest.mark.parametrize(
+    ("signature", "changes", "message"),
+    [
+        ("serving_default", {"seed": (2, 1)}, "`seed` must have the shape"),
+        ("serving_default", {"label": (1,)}, "`seed` and `label` must have as many"),
+        ("serving_default", {"seed": ()}, "must have"),
+        ("generate_from_noise", {"noise": (2, 4, 4)}, "`noise` must have the shape"),
+        ("generate_from_noise", {"noise": (2, 4, 1, 4)}, "shape"),
+    ],
+)
+def test_a_graph_checks_shapes_that_a_server_does_not(
+    exported, signature, changes, message
+):
+    """In a session, with placeholders of no shape in the place of the inputs."""
+    import tensorflow as tf
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    file = (exported / "saved_model.pb").read_bytes()
+    (meta_graph,) = saved_model_pb2.SavedModel.FromString(file).meta_graphs
+    inputs = meta_graph.signature_def[signature].inputs
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        feeds = {
+            name: tf.compat.v1.placeholder(info.dtype) for name, info in inputs.items()
+        }
+        names = {info.name: feeds[name] for name, info in inputs.items()}
+        loaded = tf.compat.v1.saved_model.load(
+            session, ["serve"], str(exported), input_map=names
+        )
+        outputs = loaded.signature_def[signature].outputs
+        good = {
+            name: np.zeros(
+                [2, *(d.size for d in info.tensor_shape.dim[1:])],
+                tf.dtypes.as_dtype(info.dtype).as_numpy_dtype,
+            )
+            for name, info in inputs.items()
+        }
+        bad = good | {k: np.zeros(v, good[k].dtype) for k, v in changes.items()}
+        result = {name: info.name for name, info in outputs.items()}
+        session.run(result, {feeds[k]: v for k, v in good.items()})
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            session.run(result, {feeds[k]: v for k, v in bad.items()})
+
+
+@on_tensorflow
 def test_value_range_decides_what_is_black_and_white(model, served):
     import tensorflow as tf
 
