@@ -9,8 +9,14 @@ def print_table(rows):
     print()
     print("  ".join(f"{n:>{w}}" for n, w in zip(names, widths, strict=True)))
     for row in rows:
-        cells = ("-" if row[name] is None else f"{row[name]:.4g}" for name in names)
+        cells = (_cell(row[name]) for name in names)
         print("  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)))
+
+
+def _cell(value):
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def draw_quality(path, rows, name):
