@@ -253,24 +253,16 @@ def _checked_rows(tensors: Sequence, inputs: list[tf.TensorSpec]) -> list:
 
     TensorFlow's Python checks what it is given; a server does not.
     """
+    tensors = [
+        tf.ensure_shape(x, spec.shape, name=f"shape_of_{spec.name}")
+        for x, spec in zip(tensors, inputs, strict=True)
+    ]
     names = " and ".join(f"`{spec.name}`" for spec in inputs)
-    first = tf.shape(tensors[0])
-    checks = []
-    for x, spec in zip(tensors, inputs, strict=True):
-        shape = tf.shape(x)
-        message = f"`{spec.name}` must have the shape {spec.shape}. Received:"
-        # A shape that the graph takes for known would not be looked at.
-        size = tf.size(x) == shape[0] * math.prod(spec.shape[1:])
-        checks.append(tf.debugging.Assert(size, [message, shape]))
-        message = f"{names} must have as many rows. Received shapes:"
-        checks.append(
-            tf.debugging.Assert(shape[0] == first[0], [message, first, shape])
-        )
-    with tf.control_dependencies(checks):
-        return [
-            tf.ensure_shape(tf.identity(x), s.shape)
-            for x, s in zip(tensors, inputs, strict=True)
-        ]
+    counts = [tf.shape(x)[0] for x in tensors]
+    equal = tf.reduce_all(tf.equal(counts, counts[0]))
+    message = f"{names} must have as many rows. Received:"
+    with tf.control_dependencies([tf.debugging.Assert(equal, [message, *counts])]):
+        return [tf.identity(x) for x in tensors]
 
 
 def _checked_times(t: Any, s: Any) -> tuple[Any, Any]:
