@@ -182,7 +182,8 @@ def feature_network():
     if FLAGS.features == "pooled":
         return pooled, {}
     if FLAGS.features.endswith(".keras"):
-        return keras.saving.load_model(FLAGS.features).predict_on_batch, {}
+        network = keras.saving.load_model(FLAGS.features)
+        return evaluation.for_any_batch(network.predict_on_batch), {}
     weights = "fid" if FLAGS.features == "inception" else FLAGS.features
     network = metrics.InceptionV3(weights)
     return lambda images: named_features(network, in_colour(images)), INCEPTION_NAMES
@@ -232,7 +233,8 @@ def computed(name, source, network, to_uint8, chief):
 
 def reference_to_uint8(to_uint8):
     """Latents are decoded; 8-bit images come back as they were."""
-    return lambda x: to_uint8(x) if x.shape[-1] == 4 else pixels_to_uint8(x)
+    decode = evaluation.for_any_batch(to_uint8)
+    return lambda x: decode(x) if x.shape[-1] == 4 else pixels_to_uint8(x)
 
 
 def identity(path):
@@ -250,7 +252,7 @@ def claim_folder(out, chief):
     for name in ("checkpoint", "reference", "features"):
         settings[name] = identity(settings[name])
     path = out / "settings.json"
-    if chief and not path.exists():
+    if chief and not any(itertools.chain(out.glob("reference*"), out.glob("steps*"))):
         out.mkdir(parents=True, exist_ok=True)
         evaluation.write_text(path, json.dumps(settings, indent=2) + "\n")
     evaluation.wait_for(path.exists, str(path))
@@ -313,10 +315,13 @@ def main(_):
     process = start_devices()
     chief = process[0] == 0
     grid = time_grid()
-    claim_folder(out, chief)
+    devices = evaluation.num_devices()
+    if FLAGS.batch_size % devices:
+        raise app.UsageError(f"--batch_size must be a multiple of {devices} devices.")
     model = load_model()
     to_uint8 = sample_to_uint8(model)
     network, names = feature_network()
+    claim_folder(out, chief)
     reference = load_reference(network, reference_to_uint8(to_uint8), chief)
     run = evaluation.Evaluation(
         evaluation.Images(

@@ -106,7 +106,11 @@ class Images:
             x = samplers.restart(
                 jump, x, times, self.model.schedule, lambda i: on_devices(noise[i + 1])
             )
-        return self.to_uint8(keras.ops.convert_to_numpy(x))
+        x = keras.ops.convert_to_numpy(x)
+        finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
+        if not finite.all():
+            raise ValueError(f"Image {indices[np.argmin(finite)]} is not finite.")
+        return self.to_uint8(x)
 
     def times(self, num_steps: int) -> np.ndarray:
         grid = self.time_grid
@@ -118,6 +122,12 @@ class Images:
         )
 
 
+def num_devices() -> int:
+    """Devices that share a batch of this process."""
+    distribution = keras.distribution.distribution()
+    return 1 if distribution is None else distribution.num_model_replicas
+
+
 def on_devices(batch: np.ndarray) -> Any:
     """A batch as a tensor, shared among the devices of `keras.distribution`."""
     tensor = keras.ops.convert_to_tensor(batch)
@@ -126,6 +136,18 @@ def on_devices(batch: np.ndarray) -> Any:
         return tensor
     layout = distribution.get_data_layout(tuple(batch.shape))
     return keras.distribution.distribute_tensor(tensor, layout)
+
+
+def for_any_batch(function: Callable) -> Callable:
+    """A function of batches that the devices share, for batches of any size."""
+
+    def of_batch(batch):
+        missing = -len(batch) % num_devices()
+        padding = [(0, missing)] + [(0, 0)] * (batch.ndim - 1)
+        found = function(np.pad(batch, padding, "edge"))
+        return keras.tree.map_structure(lambda array: array[: len(batch)], found)
+
+    return of_batch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,7 +98,8 @@ class InceptionV3(keras.Model):
 
         Args:
             images: uint8 array in [0, 255], shape (num_images, H, W, 3).
-            batch_size: Images in one pass, at least 1.
+            batch_size: Images in one pass, at least 1; rounded up to a multiple of the
+                devices that share a batch under JAX.
 
         Returns:
             Dictionary from tap to float32 array (num_images, features).
@@ -108,7 +109,7 @@ class InceptionV3(keras.Model):
         """
         check_integer("batch_size", batch_size, at_least=1)
         images = check_images(images)
-        batch_size = min(batch_size, len(images))
+        batch_size = _shared(min(batch_size, len(images)))
         found = []
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
@@ -259,6 +260,13 @@ def _outputs(conv, images):
     taps["logits_unbiased"] = weight(taps["2048"])
     taps["logits"] = bias(taps["logits_unbiased"])
     return taps, (weight, bias)
+
+
+def _shared(batch_size):
+    """At least `batch_size`, and as many for each device of `keras.distribution`."""
+    distribution = keras.distribution.distribution()
+    devices = getattr(distribution, "num_model_replicas", 1)
+    return -(-batch_size // devices) * devices
 
 
 def _check_taps(taps):

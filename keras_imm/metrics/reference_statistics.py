@@ -213,13 +213,23 @@ def named_features(network: Any, images: np.ndarray) -> dict[str, np.ndarray]:
 
     Returns:
         Arrays by name.
+
+    Raises:
+        ValueError: If there are no features.
     """
     if hasattr(network, "taps"):
         found = network.features(images)
         names = {"2048": "features", "logits_unbiased": "logits", "spatial": "spatial"}
-        return {names[tap]: found[tap] for tap in network.taps if tap in names}
-    found = network(images)
-    return found if isinstance(found, dict) else {"features": found}
+        found = {names[tap]: found[tap] for tap in network.taps if tap in names}
+    else:
+        found = network(images)
+        found = found if isinstance(found, dict) else {"features": found}
+    if "features" not in found:
+        raise ValueError(
+            '`network` must have the tap "2048", or make "features". '
+            f"Received: {', '.join(found)}"
+        )
+    return found
 
 
 def _read(path):

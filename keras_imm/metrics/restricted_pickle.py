@@ -131,9 +131,11 @@ class _Unpickler(pickle.Unpickler):
         module = module.replace("numpy.core", "numpy._core")
         if module == "torch" and name in _DTYPES:
             return name  # a string, which the persistent id hands on
-        if (module, name) not in _ALLOWED:
+        if (module, name) in _NUMPY:
+            return super().find_class(module, name)
+        if (module, name) not in _REPLACED:
             raise pickle.UnpicklingError(f"it asks for {f'{module}.{name}'[:200]!r}")
-        return _ALLOWED[module, name]
+        return _REPLACED[module, name]
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         if self.storage is None or pid[0] != "storage":
@@ -157,13 +159,15 @@ def _bytes(text, encoding):
     return str(text).encode("latin1" if encoding == "latin1" else "ascii")
 
 
-_ALLOWED = {
+_REPLACED = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("_codecs", "encode"): _bytes,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
-    ("numpy._core.multiarray", "scalar"): np._core.multiarray.scalar,
-    ("numpy._core.numeric", "_frombuffer"): np._core.numeric._frombuffer,
+}
+_NUMPY = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
 }

@@ -8,6 +8,11 @@ from small_dit import small_dit
 
 import keras_imm
 
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="its parts are tested on every backend in tests/examples/test_evaluate.py",
+)
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

@@ -132,6 +132,9 @@ from keras_imm.callbacks import pixels_to_uint8
 keras_imm.distribution.initialize()
 model = keras.saving.load_model({str(tmp_path / "model.keras")!r})
 images = evaluation.Images(model, pixels_to_uint8)
+rows = evaluation.for_any_batch(lambda x: {{"x": x[:, :1] * len(x)}})(np.ones((3, 2)))
+assert np.array_equal(rows["x"], 4 * np.ones((3, 1))), rows
+assert [keras_imm.metrics.inception._shared(n) for n in (3, 4, 5)] == [4, 4, 8]
 x = evaluation.on_devices(np.zeros((8, 8, 8, 3), "float32"))
 shards = model.flow_map(x, 0.9, 0.1).addressable_shards
 assert [shard.data.shape[0] for shard in shards] == [2] * 4, shards
@@ -143,6 +146,14 @@ np.save({str(tmp_path / "found.npy")!r}, found)
     images = evaluation.Images(model, pixels_to_uint8)
     expected = images.generate(range(8), evaluation.Setting(2, 2.0)).astype(int)
     assert np.abs(expected - np.load(tmp_path / "found.npy")).max() <= 1
+
+
+def test_an_image_that_is_not_finite_stops_the_run(evaluation):
+    broken = random_model()
+    broken.weights[0].assign(np.full(broken.weights[0].shape, np.nan))
+    images = evaluation.Images(broken, pixels_to_uint8)
+    with pytest.raises(ValueError, match="Image 17 is not finite"):
+        images.generate([17, 18], evaluation.Setting(1, None))
 
 
 # -- One setting
@@ -299,6 +310,21 @@ def test_a_killed_run_ends_with_the_same_metrics(
     for name in ("samples_steps1_w1.5.npz", "samples_steps2_w1.5.npz"):
         with np.load(out / name) as a, np.load(tmp_path / "killed" / name) as b:
             np.testing.assert_array_equal(a["arr_0"], b["arr_0"])
+
+
+def test_two_processes_share_the_work(script, files, uninterrupted, tmp_path):
+    flags = [
+        arguments(files, tmp_path, "--num_processes=2", f"--process_id={index}")
+        for index in range(2)
+    ]
+    runs = [script.start(*of_process) for of_process in flags]
+    for run in runs:
+        assert run.wait() == 0, run.output
+    for row, expected in zip(results(tmp_path), results(uninterrupted[0]), strict=True):
+        assert row == pytest.approx(expected, rel=1e-6)
+    name = "samples_steps2_w1.5.npz"
+    with np.load(uninterrupted[0] / name) as a, np.load(tmp_path / name) as b:
+        np.testing.assert_array_equal(a["arr_0"], b["arr_0"])
 
 
 def test_another_seed_is_refused_with_both_values(script, files, uninterrupted):

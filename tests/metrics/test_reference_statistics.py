@@ -114,6 +114,15 @@ def test_of_a_data_set_through_the_fid_network():
     assert statistics.spatial_covariance.shape == (5, 5)
 
 
+def test_a_network_without_features_is_told():
+    with pytest.raises(ValueError, match=r'tap "2048".*logits'):
+        ReferenceStatistics.from_dataset([np.zeros((2, 4, 4, 3), "uint8")], no_features)
+
+
+def no_features(images):
+    return {"logits": images}
+
+
 def test_records_left_out_are_told():
     images = np.zeros((10, 4, 4, 3), "uint8")
     dataset = keras_imm.datasets.load(images, batch_size=4)
