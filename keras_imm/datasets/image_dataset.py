@@ -23,9 +23,11 @@ class ImageDataset(keras.utils.PyDataset):
     was interrupted. `fit` called twice goes on where it was, as one long `fit` would.
 
     Make one with `keras_imm.datasets.load`. It is read by one `fit` at a time; every
-    epoch of `fit`, `evaluate` or `predict` counts, also one that was cut short. Give
-    `steps_per_epoch` here, not to `fit`; to the `fit` of another model than `IMM` give
-    `shuffle=False`, or it takes the batches of an epoch in another order.
+    epoch of `fit` counts, also one that was cut short. `evaluate` and validation of an
+    `IMM` leave the position as it was; those of another model, and `predict`, count as
+    epochs. Give `steps_per_epoch` here, not to `fit`; to the `fit` of another model
+    than `IMM` give `shuffle=False`, or it takes the batches of an epoch in another
+    order.
 
     Args:
         records: Where the images come from, as `load` makes it.
@@ -186,22 +188,30 @@ class ImageDataset(keras.utils.PyDataset):
 
     def set_state(self, state: dict[str, int]) -> None:
         """Goes to where `get_state` was called, in this run or another."""
-        epoch = state.get("epoch") if isinstance(state, dict) else None
-        if not isinstance(epoch, int) or epoch < 0:
+        if not isinstance(state, dict) or "epoch" not in state:
             raise ValueError(
                 '`state` must be {"epoch": an integer of at least 0}. Received: '
                 f"state={state!r}"
             )
+        check_integer('state["epoch"]', state["epoch"], at_least=0)
         with self._lock:
-            self.epoch = epoch
+            self.epoch = int(state["epoch"])
+
+    def end_epoch(self) -> None:
+        """Counts an epoch that has begun and was not counted yet.
+
+        Keras says that an epoch ends, but not where `fit` stops in the middle of it.
+        Called again, this does nothing.
+        """
+        with self._lock:
+            self.epoch += self._begun
+            self._begun = False
 
     def on_epoch_begin(self) -> None:
         self._begun = True
 
     def on_epoch_end(self) -> None:
-        with self._lock:
-            self.epoch += self._begun
-            self._begun = False
+        self.end_epoch()
 
     def close(self) -> None:
         """Stops reading ahead, until the next batch is asked for."""

@@ -103,8 +103,13 @@ def test_a_state_goes_on_where_it_was_taken():
     later[0], later[1]  # `fit` looks before callbacks restore the state
     later.set_state(state)
     assert_same(batches_of(later, 2), expected[6:])
+    later.set_state({"epoch": np.int64(2)})
+    assert json.loads(json.dumps(later.get_state())) == {"epoch": 2}
     with pytest.raises(ValueError, match="`state` must be"):
         later.set_state({"step": 3})
+    for epoch in (-1, 1.0, True):
+        with pytest.raises(ValueError, match=r'state\["epoch"\]` must be an integer'):
+            later.set_state({"epoch": epoch})
 
 
 def test_only_an_epoch_that_has_begun_counts():
@@ -115,6 +120,34 @@ def test_only_an_epoch_that_has_begun_counts():
     dataset.on_epoch_end()
     dataset.on_epoch_end()
     assert dataset.get_state() == {"epoch": 1}
+
+
+def test_an_epoch_that_was_cut_short_counts_once():
+    dataset = load(arrays(), 6)
+    dataset.end_epoch()
+    assert dataset.get_state() == {"epoch": 0}
+    dataset.on_epoch_begin()
+    dataset[0]
+    assert dataset.get_state() == {"epoch": 0}
+    dataset.end_epoch()
+    assert dataset.get_state() == {"epoch": 1}
+    dataset.end_epoch()
+    dataset.on_epoch_end()
+    assert dataset.get_state() == {"epoch": 1}
+
+
+def test_the_state_after_a_stopped_fit_is_where_the_next_one_goes_on(make_model):
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = True
+
+    dataset, model = recording(), make_model(compile_options={})
+    model.fit(dataset, epochs=2, verbose=0, callbacks=[Stop()])
+    dataset.end_epoch()
+    state, dataset.asked = dataset.get_state(), []
+    fit(model, dataset, 1)
+    assert dataset.asked[-3:] == [(state["epoch"], i) for i in range(3)]
+    assert state == {"epoch": 1}
 
 
 def test_flips_are_fair_and_fresh():
