@@ -7,31 +7,34 @@ import keras
 # Peak dense FLOP/s by device name and by what multiplies matrices, without sparsity,
 # from the vendors: NVIDIA's data sheets of V100, A100, H100, H200 and L4, its white
 # paper on the Ada architecture (RTX 4090), and the system architecture pages of Google
-# Cloud TPU. The first pattern found in the device's own name decides.
+# Cloud TPU. The first pattern found in the device's own name decides: a whole word,
+# because an A1000 is no A100.
 _TERA = 1e12
 _PEAKS = {
-    "H200 NVL": {"half": 835.5, "tensorfloat32": 417.5, "float32": 60},
-    "H200|H100 80GB HBM3|H100 SXM": {
+    r"\bH200 NVL\b": {"half": 835.5, "tensorfloat32": 417.5, "float32": 60},
+    r"\bH200\b|\bH100 80GB HBM3\b|\bH100 SXM": {
         "half": 989,
         "tensorfloat32": 494.5,
         "float32": 67,
     },
-    "H100 NVL": {"half": 835.5, "tensorfloat32": 417.5, "float32": 60},
-    "H100": {"half": 756, "tensorfloat32": 378, "float32": 51},  # PCIe
-    "A100": {"half": 312, "tensorfloat32": 156, "float32": 19.5},
-    "V100-SXM": {"float16": 125, "float32": 15.7},
-    "V100-PCIE": {"float16": 112, "float32": 14},
-    r"L4\b": {"half": 121, "tensorfloat32": 60, "float32": 30.3},
-    r"RTX 4090\b(?! D| Laptop)": {
+    r"\bH100 NVL\b": {"half": 835.5, "tensorfloat32": 417.5, "float32": 60},
+    r"\bH100 PCIe\b": {"half": 756, "tensorfloat32": 378, "float32": 51},
+    r"\bA100\b": {"half": 312, "tensorfloat32": 156, "float32": 19.5},
+    r"\bV100-SXM": {"float16": 125, "float32": 15.7},
+    r"\bV100-PCIE\b": {"float16": 112, "float32": 14},
+    r"\bL4\b": {"half": 121, "tensorfloat32": 60, "float32": 30.3},
+    r"\bRTX 4090\b(?! D| Laptop)": {
         "half": 165.2,
         "tensorfloat32": 82.6,
         "float32": 82.6,
     },
-    "TPU v4$": {"bfloat16": 275},
-    "TPU v5 ?lite|TPU v5e": {"bfloat16": 197},
-    "TPU v5$|TPU v5p": {"bfloat16": 459},
-    "TPU v6 ?lite|TPU v6e": {"bfloat16": 918},
+    r"\bTPU v4$": {"bfloat16": 275},
+    r"\bTPU v5 ?lite\b|\bTPU v5e\b": {"bfloat16": 197},
+    r"\bTPU v5$|\bTPU v5p\b": {"bfloat16": 459},
+    r"\bTPU v6 ?lite\b|\bTPU v6e\b": {"bfloat16": 918},
 }
+# "A100-SXM4-40GB MIG 1g.5gb", and "GRID A100-10C" or "NVIDIA L4-6Q" of a virtual GPU
+_SLICE = r"MIG|-\d+[ABCQ]$"
 
 
 def peak_flops(dtype: str, device_name: str | None = None) -> float | None:
@@ -59,7 +62,7 @@ def peak_flops(dtype: str, device_name: str | None = None) -> float | None:
           with sparsity.
     """
     name = device_kind() if device_name is None else device_name
-    if "MIG" in name:
+    if re.search(_SLICE, name):
         return None
     peaks = next(
         (peaks for pattern, peaks in _PEAKS.items() if re.search(pattern, name)), {}
