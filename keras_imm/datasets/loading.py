@@ -50,7 +50,8 @@ def load(
             - an array of images, or a tuple (images, labels).
 
             Images in files and arrays are uint8 of shape (num_records, H, W, C) or
-            (num_records, H, W), or floats, which are taken to be in the model's range.
+            (num_records, H, W), or floats in the model's range, which are taken as they
+            are: about [-1, 1], and refused above 20 in absolute value.
         batch_size: Images per batch, of all processes together. Batches are always
             full.
         split: Split of a data set of tfds, or part of one such as "train[:90%]"; the
@@ -71,7 +72,7 @@ def load(
         num_workers: Processes that read, or 0 to read in threads of this process. They
             do not change what is read. Each starts Python anew and runs the main script
             up to its `if __name__ == "__main__":`, which it must have.
-        on_corrupt: What to do about an image that cannot be decoded, or latents that
+        on_corrupt: What to do about an image that cannot be decoded, or floats that
             are not finite: "raise" a ValueError that names it, or "skip" it with a
             warning that names it, put the next good record in its place, and keep it in
             `dataset.corrupt`.

@@ -9,6 +9,9 @@ from keras_imm.datasets.extras import pillow
 from keras_imm.datasets.latent_shards import LatentShards
 from keras_imm.latents.normalization import normalize
 
+# Far outside of any model's range, and dark for an image in [0, 255].
+_LARGEST_FLOAT = 20
+
 
 class ImageRecords:
     """Images of a source in one size.
@@ -49,8 +52,8 @@ class ImageRecords:
             The image, uint8 or float32 (H, W, C), and its label, -1 without labels.
 
         Raises:
-            CorruptRecordError: If the image cannot be decoded.
-            ValueError: If it is another in size or label than it has to be.
+            CorruptRecordError: If the image cannot be decoded or is not finite.
+            ValueError: If it is another in size, range or label than it has to be.
         """
         record = self.source[index]
         pixels = self._pixels(record["image"])
@@ -60,6 +63,8 @@ class ImageRecords:
                 "`image_size` is given. Received: "
                 f"{self.source.record_name(index)} of shape {pixels.shape}"
             )
+        if pixels.dtype != np.uint8:
+            self._check_floats(pixels, index)
         if self.flip and rng is not None and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
         return pixels, self._checked_label(record["label"], index)
@@ -94,6 +99,17 @@ class ImageRecords:
     def _fits(self, array):
         size = (self.image_size or array.shape[0], self.image_size or array.shape[1])
         return array.shape == (*size, self.channels)
+
+    def _check_floats(self, pixels, index):
+        if not np.isfinite(pixels).all():
+            raise CorruptRecordError("its pixels are not finite")
+        largest = np.abs(pixels).max(initial=0)
+        if largest > _LARGEST_FLOAT:
+            raise ValueError(
+                "Images of floats must be in the model's range, about [-1, 1]; those "
+                "in [0, 255] must be uint8. Received: "
+                f"{self.source.record_name(index)} with {largest:g} in absolute value"
+            )
 
     def _checked_label(self, label, index):
         if self.num_classes and not 0 <= label < self.num_classes:

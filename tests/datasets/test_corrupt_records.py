@@ -95,3 +95,19 @@ def test_a_file_that_is_gone_is_not_skipped(folder):
     (folder / "class_0" / "001.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"001\.png"):
         dataset[0]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_floats_that_are_not_finite_are_corrupt(tmp_path, value, dtype):
+    images = np.arange(6, dtype=dtype).reshape(6, 1, 1, 1) + np.zeros((4, 4, 1), dtype)
+    images[2, 3, 1] = value
+    np.save(tmp_path / "a.npy", images)
+    for source, name in ((images, "images"), (tmp_path / "a.npy", "a.npy")):
+        with pytest.raises(ValueError, match=rf"{name}\[2\] cannot be read: .*finite"):
+            load(source, 6)[0]
+        dataset = load(source, 6, shuffle=False, on_corrupt="skip")
+        with pytest.warns(UserWarning, match=r"\[2\]: its pixels are not finite"):
+            seen = dataset[0]
+        assert seen[:, 0, 0, 0].tolist() == [0, 1, 3, 3, 4, 5]
+        assert len(dataset.corrupt) == 1

@@ -69,6 +69,14 @@ def test_floats_are_taken_as_they_are():
         load(images, 4, image_size=2)
 
 
+@pytest.mark.parametrize("value", [255, -128])
+def test_floats_far_from_the_model_range_are_refused(value):
+    images = np.zeros((4, 3, 3, 1))
+    images[2, 1, 1] = value
+    with pytest.raises(ValueError, match=rf"images\[2\] with {abs(value)} in abs"):
+        load(images, 4, on_corrupt="skip")[0]
+
+
 def test_a_prepared_data_set_is_loaded(tmp_path, monkeypatch):
     write_prepared(tmp_path / "tfds", {"train": 7, "test": 3})
     dataset = load("tiny_shapes", 3, data_dir=tmp_path / "tfds", image_size=8)
