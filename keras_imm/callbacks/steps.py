@@ -46,6 +46,10 @@ class StepCounter:
         """Whether a multiple has been made when the epoch ends at `step`."""
         return self._is_due(step)
 
+    def batches_of_epoch(self, step: int) -> int:
+        """How many batches the epoch has had at `step`; it may have been cut short."""
+        return step - self._first
+
     def _is_due(self, step: int) -> bool:
         before, self._seen = self._seen, step
         return self.every is not None and step // self.every > before // self.every

@@ -112,8 +112,8 @@ class TensorBoard(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         step = optimizer_step(self.model)
         logs = logs or {}
-        batches = self.params.get("steps")
-        if self._counter.is_due_after_epoch(step) and batches and "loss" in logs:
+        if self._counter.is_due_after_epoch(step) and "loss" in logs:
+            batches = self._counter.batches_of_epoch(step)
             self._write_step_loss(logs["loss"], batches, step)
         self._write({k: logs[k] for k in logs.keys() - self._told_by_step}, step)
 

@@ -81,6 +81,34 @@ def test_the_last_step_of_an_epoch_is_written_too(stub, tmp_path, read):
     assert read()["step_loss"] == pytest.approx(expected)
 
 
+class StopAfter(keras.callbacks.Callback):
+    """Ends training at a batch, counted from 0."""
+
+    def __init__(self, batch):
+        super().__init__()
+        self.batch = batch
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.stop_training = batch == self.batch
+
+
+@pytest.mark.parametrize("kind", ["cut short", "of unknown length"])
+def test_the_loss_at_the_end_of_an_epoch(stub, tmp_path, read, kind):
+    """The learning rate is 0, so the loss of a batch follows from its data."""
+    stub.compile(keras.optimizers.SGD(0.0), "mse")
+    stub.set_weights([np.zeros((1, 1)), np.zeros(1)])
+    y = np.arange(1.0, 9.0).astype("float32")[:, None]
+    callbacks = [TensorBoard(tmp_path, every_n_steps=3)]
+    if kind == "cut short":
+        data = {"x": y, "y": y, "batch_size": 1}
+        callbacks.append(StopAfter(5))
+    else:
+        data = {"x": ((y[i : i + 1], y[i : i + 1]) for i in range(6))}
+    stub.fit(**data, shuffle=False, verbose=0, callbacks=callbacks)
+    means = {3: np.mean([1, 4, 9]), 6: np.mean([16, 25, 36])}
+    assert read()["step_loss"] == pytest.approx(means, rel=1e-5)
+
+
 class Stop(Exception):
     pass
 
