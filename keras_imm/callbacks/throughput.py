@@ -29,7 +29,8 @@ class Throughput(keras.callbacks.Callback):
     Args:
         batch_size: Images of one training step, over all devices.
         multiply_adds: Multiply-adds of one forward pass for one image. Default: counted
-            from the model's backbone by `keras_imm.flops`.
+            from the model's backbone by `keras_imm.flops`; where that fails there is
+            a warning and no utilisation.
         peak_flops: Peak of one device in floating-point operations per second. Default:
             that of `keras_imm.devices` for what the model computes in; on devices that
             it does not know, such as CPUs, there is no utilisation.
@@ -123,7 +124,7 @@ class Throughput(keras.callbacks.Callback):
     def _count(self) -> int:
         try:
             return flops.multiply_adds(self.model.backbone, self.model.data_shape)
-        except ValueError as error:
+        except (AttributeError, ValueError) as error:  # no IMM, or one not countable
             warnings.warn(
                 f"No model FLOPs utilisation: {error}. Give `multiply_adds`.",
                 stacklevel=2,

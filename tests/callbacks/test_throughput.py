@@ -158,6 +158,13 @@ def test_arithmetic_that_cannot_be_counted_is_said(clock, monkeypatch):
     assert logs == {"steps_per_second": 3 / 9, "images_per_second": 8 * 3 / 9}
 
 
+def test_a_model_without_a_backbone_trains_on(stub, clock):
+    with pytest.warns(UserWarning, match="'backbone'.*`multiply_adds`"):
+        history = run(stub, clock, Throughput(8, peak_flops=1e12))
+    assert history["steps_per_second"] == pytest.approx([2.0, 2.0])
+    assert "model_flops_utilization" not in history
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
