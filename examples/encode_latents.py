@@ -37,6 +37,9 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("source", None, "Data set, folder or file of images.")
 flags.DEFINE_string("split", "train", "Split of the data set.")
 flags.DEFINE_string("data_dir", None, "Where data sets are prepared.")
+flags.DEFINE_bool(
+    "labels", True, "Whether to read the labels; --nolabels for a split without them."
+)
 flags.DEFINE_string("out", None, "Folder for the shards.")
 flags.DEFINE_integer(
     "image_size", 256, "Images are resized and cropped to it.", lower_bound=8
@@ -124,6 +127,7 @@ def open_source():
         channels=3,
         shuffle=False,
         on_corrupt=FLAGS.on_corrupt,
+        labels=FLAGS.labels,
     )
 
 
@@ -136,6 +140,7 @@ def settings(dataset):
     return {
         "source": dataset.fingerprint["source"],
         "num_images": num_images(dataset),
+        "labels": FLAGS.labels,
         "image_size": FLAGS.image_size,
         "flip": FLAGS.flip,
         "vae": vae_identity(),
@@ -198,17 +203,24 @@ class Shard:
         images = np.stack([*images, *[np.zeros_like(images[0])] * missing])
         records = np.zeros(len(indices), self.layout)
         records["index"], records["label"] = indices, labels
-        records["moments"] = self.moments(images)[: len(indices)]
+        records["moments"] = self.moments(indices, images)
         if FLAGS.flip:
-            records["mirrored"] = self.moments(images[:, :, ::-1])[: len(indices)]
+            records["mirrored"] = self.moments(indices, images[:, :, ::-1])
         self.records.append(records)
         self.batch.clear()
 
-    def moments(self, images):
-        moments = np.concatenate(self.vae.encode(images), axis=-1).astype(FLAGS.dtype)
-        if not np.isfinite(moments).all():
-            raise ValueError(f"Moments overflow {FLAGS.dtype}: use --dtype=float32.")
-        return moments
+    def moments(self, indices, images):
+        moments = np.concatenate(self.vae.encode(images), axis=-1)[: len(indices)]
+        stored = moments.astype(FLAGS.dtype)
+        finite = np.isfinite(stored).all(axis=(1, 2, 3))
+        if not finite.all():
+            bad = ", ".join(map(str, np.asarray(indices)[~finite]))
+            overflow = FLAGS.dtype == "float16" and np.isfinite(moments).all()
+            raise ValueError(
+                f"The moments of image {bad} of the source are not finite in "
+                f"{FLAGS.dtype}{': use --dtype=float32' if overflow else ''}."
+            )
+        return stored
 
     def finish(self):
         self.encode()

@@ -94,21 +94,23 @@ class ImageArraysFile(ImageArrays):
     Args:
         path: A `.npy` file of images, or an `.npz` file with the images as `images`,
             `x` or `arr_0` and the labels, if any, as `labels`, `y` or `arr_1`.
+        labels: Whether to read the labels.
 
     Raises:
         ValueError: If the file is damaged or holds no such arrays.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, labels: bool = True):
         self._path = pathlib.Path(path)
+        self._with_labels = labels
         try:
-            images, labels = _load(self._path)
+            images, found = _load(self._path, labels)
         except (OSError, EOFError, KeyError, zipfile.BadZipFile, ValueError) as error:
             raise ValueError(f"Cannot read {self._path}: {error}") from error
-        super().__init__(images, labels, str(self._path))
+        super().__init__(images, found, str(self._path))
 
     def __reduce__(self) -> tuple:
-        return ImageArraysFile, (self._path,)
+        return ImageArraysFile, (self._path, self._with_labels)
 
 
 def _labels(labels, num_records, name):
@@ -128,13 +130,14 @@ def _labels(labels, num_records, name):
     return labels.astype("int32")
 
 
-def _load(path):
+def _load(path, with_labels):
     if path.suffix == ".npy":
         return np.load(path, mmap_mode="r", allow_pickle=False), None
     with zipfile.ZipFile(path) as archive:
         names = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
         images = next((names[name] for name in _IMAGES if name in names), None)
-        labels = next((names[name] for name in _LABELS if name in names), None)
+        label_names = _LABELS if with_labels else ()
+        labels = next((names[name] for name in label_names if name in names), None)
         if images is None:
             raise ValueError(
                 f"it must hold images as {', '.join(_IMAGES)}; it holds "

@@ -112,7 +112,7 @@ def load(
         raise ValueError(f"`channels` must be 1, 3 or None. Received: {channels!r}")
     if not isinstance(split, str):
         raise ValueError(f"`split` must be a string. Received: split={split!r}")
-    opened = _open(source, split, data_dir, flip)
+    opened = _open(source, split, data_dir, flip, labels)
     if isinstance(opened, LatentShards):
         _check_latents(opened, image_size, channels)
         records = LatentRecords(opened, sigma_data)
@@ -132,9 +132,9 @@ def load(
     )
 
 
-def _open(source, split, data_dir, flip):
+def _open(source, split, data_dir, flip, labels):
     if not isinstance(source, str | os.PathLike):
-        return _arrays(source)
+        return _arrays(source, labels)
     if data_dir is not None:
         return PreparedDataset(os.fspath(source), split, data_dir)
     path = pathlib.Path(source).expanduser()
@@ -143,20 +143,20 @@ def _open(source, split, data_dir, flip):
             return LatentShards(path, flip)
         return ImageFolder(path, split)
     if path.is_file() or path.suffix in (".npy", ".npz"):
-        return ImageArraysFile(path)
+        return ImageArraysFile(path, labels)
     if isinstance(source, os.PathLike) or path.is_absolute() or source[:1] in ".~":
         raise ValueError(f"`source` must be there. Received: source={str(source)!r}")
     return PreparedDataset(source, split, data_dir)
 
 
-def _arrays(source):
+def _arrays(source, labels):
     if isinstance(source, tuple | list):
         if len(source) != 2:
             raise ValueError(
                 "`source` must be an array of images, or a tuple (images, labels). "
                 f"Received: {type(source).__name__} of {len(source)} elements"
             )
-        return ImageArrays(*source)
+        return ImageArrays(source[0], source[1] if labels else None)
     if not hasattr(source, "shape"):
         raise ValueError(
             "`source` must be a name, a path, an array or a tuple of arrays. Received: "

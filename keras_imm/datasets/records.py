@@ -112,7 +112,9 @@ class ImageRecords:
             )
 
     def _checked_label(self, label, index):
-        if self.num_classes and not 0 <= label < self.num_classes:
+        if not self.num_classes:
+            return -1
+        if not 0 <= label < self.num_classes:
             raise ValueError(
                 f"Labels must be in [0, {self.num_classes}). Received: "
                 f"{self.source.record_name(index)} with label {label}. Give "

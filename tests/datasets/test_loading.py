@@ -1,5 +1,7 @@
 """Each source comes in by the same way."""
 
+import pickle
+
 import numpy as np
 import pytest
 from image_files import encoded, pixels, write_classes, write_prepared
@@ -159,8 +161,22 @@ def test_labels_outside_the_classes_are_named(tmp_path):
     write_prepared(tmp_path, {"test": 3}, labels=[0, 1, -1])
     with pytest.raises(ValueError, match=r"tiny_shapes.*label -1.*labels=False"):
         load("tiny_shapes", 3, split="test", data_dir=tmp_path)[0]
-    images = load("tiny_shapes", 3, split="test", data_dir=tmp_path, labels=False)[0]
-    assert images.shape == (3, 8, 10, 3)
+    dataset = load("tiny_shapes", 3, split="test", data_dir=tmp_path, labels=False)
+    assert dataset[0].shape == (3, 8, 10, 3)
+    assert [dataset.read_record(i)[1] for i in range(3)] == [-1, -1, -1]
+
+
+@pytest.mark.parametrize("labels", [[0, 1, -1], [0.5, 1.0, 2.0], [0, 1]])
+def test_labels_that_are_not_read_are_not_checked(tmp_path, labels):
+    images = np.stack([pixels(i) for i in range(3)])
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    for source in ((images, labels), tmp_path / "a.npz"):
+        with pytest.raises(ValueError, match="Labels must be"):
+            load(source, 3)
+        dataset = load(source, 3, shuffle=False, labels=False)
+        np.testing.assert_array_equal(dataset[0], load(images, 3, shuffle=False)[0])
+        again = pickle.loads(pickle.dumps(dataset._records.source))
+        assert again.num_classes == 0
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,21 @@
 """Encoding loses no image and repeats none, however often it is killed."""
 
 import hashlib
+import importlib
 import os
 import pathlib
 import random
 import re
 import signal
 import time
+import types
 
 import numpy as np
 import pytest
 from fork_server import ForkServer
+from image_files import write_prepared
 from PIL import Image
+from scripts import ROOT
 
 from keras_imm.datasets.latent_shards import LatentShards
 from keras_imm.latents import shard_files
@@ -172,6 +176,7 @@ def test_a_manifest_waits_for_the_other_process(
         ("--dtype=float32", "dtype='float16'.*dtype='float32'"),
         ("--shard_size=4", "shard_size=3.*shard_size=4"),
         ("--limit=9", "num_images=40.*num_images=9"),
+        ("--nolabels", "labels=True.*labels=False"),
     ],
 )
 def test_other_settings_are_refused_with_both_values(
@@ -236,6 +241,77 @@ def test_a_corrupt_image_stops_the_run_or_is_counted(encode_latents, tmp_path):
     manifest = shard_files.read_manifest(tmp_path / "out")
     (skipped,) = (shard["skipped"] for shard in manifest["shards"] if shard["skipped"])
     assert list(skipped) == [str(broken)]
+
+
+def test_a_float_image_that_is_not_finite_is_skipped_and_named(
+    encode_latents, tmp_path
+):
+    images = np.zeros((5, SIZE, SIZE, 3), "float32")
+    images[3, 2, 1] = np.nan
+    np.save(tmp_path / "a.npy", images)
+    status, output = encode_latents.run(
+        f"--source={tmp_path / 'a.npy'}",
+        f"--out={tmp_path / 'out'}",
+        *FLAGS,
+        "--dtype=float32",
+        "--on_corrupt=skip",
+    )
+    assert status == 0, output
+    assert "a.npy[3] is left out: its pixels are not finite" in output
+    assert "4 images in 2 shards" in output
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "advice"),
+    [
+        (1e5, "float16", ": use --dtype=float32"),
+        (np.nan, "float16", ""),
+        (np.nan, "float32", ""),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_moments_that_are_not_finite_name_their_image(
+    monkeypatch, value, dtype, advice
+):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    script = importlib.import_module("encode_latents")
+    flags = {"dtype": dtype, "batch_size": 4, "image_size": SIZE, "flip": False}
+    monkeypatch.setattr(script, "FLAGS", types.SimpleNamespace(**flags))
+
+    class Encoder:
+        def encode(self, images):
+            mean = images[:, ::8, ::8, :1] * np.float32(value)
+            return np.repeat(mean, 4, -1), np.ones((4, 2, 2, 4), "float32")
+
+    shard = script.Shard(Encoder())
+    for index in (6, 7, 9):
+        image = np.full((SIZE, SIZE, 3), 0 if index == 6 else 1, "float32")
+        shard.add(index, image, 0)
+    names = "7, 9" if np.isfinite(value) else "6, 7, 9"
+    message = f"The moments of image {names} of the source are not finite in {dtype}"
+    with pytest.raises(ValueError, match=re.escape(message + advice) + r"\.$"):
+        shard.finish()
+
+
+def test_a_split_without_labels_is_encoded_without_them(encode_latents, tmp_path):
+    data_dir = write_prepared(
+        tmp_path / "tfds", {"test": 3}, size=SIZE, labels=[-1] * 3
+    )
+    flags = (
+        "--source=tiny_shapes",
+        "--split=test",
+        f"--data_dir={data_dir}",
+        f"--out={tmp_path / 'out'}",
+        *FLAGS,
+    )
+    status, output = encode_latents.run(*flags)
+    assert status == 1
+    assert "labels=False" in output
+    status, output = encode_latents.run(*flags, "--nolabels")
+    assert status == 0, output
+    shards = LatentShards(tmp_path / "out")
+    assert (shards.num_classes, shards.class_names) == (0, None)
+    assert [shards[i]["label"] for i in range(3)] == [-1, -1, -1]
 
 
 def test_verify_reads_the_checksums(encode_latents, uninterrupted, tmp_path):
