@@ -463,7 +463,8 @@ class IMM(Generation, trainers.get(), keras.Model):
         set with the attribute `ordered`, such as those of `keras_imm.datasets`, orders
         its batches itself: they are not shuffled.
         """
-        if _orders_itself(args[0] if args else kwargs.get("x")):
+        x = args[0] if args else kwargs.get("x")
+        if _orders_itself(x):
             if kwargs.get("steps_per_epoch") is not None:
                 raise ValueError(
                     "`steps_per_epoch` of a data set that orders its batches itself is "
@@ -471,8 +472,16 @@ class IMM(Generation, trainers.get(), keras.Model):
                     f"{kwargs['steps_per_epoch']!r}"
                 )
             kwargs["shuffle"] = False
-        with self._raw_weights_kept():
-            return super().fit(*args, **kwargs)
+        # For callbacks that keep the position in the data.
+        shuffled = hasattr(x, "shape") and kwargs.get("shuffle", True)
+        self._fit_data = (x, bool(shuffled))
+        try:
+            with self._raw_weights_kept():
+                return super().fit(*args, **kwargs)
+        finally:
+            del self._fit_data
+            if hasattr(x, "end_epoch"):  # an epoch that was cut short counts
+                x.end_epoch()
 
     @contextlib.contextmanager
     def _raw_weights_kept(self) -> Iterator[None]:

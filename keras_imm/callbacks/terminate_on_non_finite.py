@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_imm import distribution
+from keras_imm.callbacks.steps import optimizer_step
 from keras_imm.seeds import assign_state, random_states, streams_of_device
 
 
@@ -61,9 +62,9 @@ class TerminateOnNonFinite(keras.callbacks.Callback):
             self._stop(batch, loss)
 
     def _stop(self, batch: int, loss: float) -> None:
-        if hasattr(self.model, "jax_state_sync"):
-            self.model.jax_state_sync()
-        step = self._epoch * (self.params.get("steps") or 0) + batch + 1
+        step = optimizer_step(self.model)
+        if isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer):
+            step += 1  # it has skipped this step
         saved: dict[str, Any] = {"step": step, "loss": loss}
         message = f"The loss of step {step} (batch {batch} of epoch {self._epoch + 1})"
         message += f" is {loss}"

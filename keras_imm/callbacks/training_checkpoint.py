@@ -4,21 +4,24 @@ import json
 import os
 import pathlib
 import re
+import time
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_imm import distribution
 from keras_imm.atomic import atomic_directory, remove_directory, remove_unfinished
+from keras_imm.callbacks import training_state
 from keras_imm.validation import check_integer
 
 _FORMAT = 1
-_WEIGHTS = "model.weights.h5"
+_WEIGHTS = "training_state.npz"
 _STATE = "state.json"
-_NAME = re.compile(r"step-(\d{9,})")
+_NAME = re.compile(r"epoch-(\d{6,})")
 
 
 class TrainingCheckpoint(keras.callbacks.Callback):
@@ -34,16 +37,18 @@ class TrainingCheckpoint(keras.callbacks.Callback):
 
     A checkpoint is written to a temporary folder, synchronised with the disk and
     renamed: a reader sees a whole checkpoint or none. It must stand last among the
-    callbacks, so that the logs that it keeps are complete.
+    callbacks, so that the logs that it keeps are complete. Of other callbacks it keeps
+    nothing: what `EarlyStopping` or `ReduceLROnPlateau` have counted starts anew.
+    Epochs are counted from the start of the run, also by `fit(epochs=...)`.
 
     Args:
-        directory: Folder of the checkpoints, `step-000000100` and so on; made if
+        directory: Folder of the checkpoints, `epoch-000001` and so on; made if
             missing.
         dataset: The data set that `fit` is given, where it moves on from epoch to
             epoch: an object with `get_state()`, which returns JSON, and
             `set_state(state)`; its `fingerprint` (a dict of JSON), if it has one, must
-            be the same when the run continues. None for data that are the same in
-            every epoch.
+            be the same when the run continues. Default: that of `fit`, if it is such
+            an object. Other data must be the same, in the same order, in every epoch.
         settings: Further JSON values that must be the same when the run continues,
             such as the name of the recipe. The configuration of the model and of its
             optimizer and the number of steps in an epoch always must.
@@ -59,6 +64,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             checkpoint is that of another run: the error names the setting and its two
             values.
         OSError: If a checkpoint cannot be written. The last good one stays.
+        FloatingPointError: If a weight is not finite. Nothing is saved, and the last
+            good one stays.
 
     Example:
 
@@ -102,6 +109,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     # -- During fit
 
     def on_train_begin(self, logs: dict | None = None) -> None:
+        self._find_dataset()
         if self._described is None:  # before anything changes the learning rate
             self._described = describe(self._identity())
         self._restored = 0
@@ -119,12 +127,30 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         else:
             self.logs, self._saved = [], 0
 
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        self.model._initial_epoch = None  # the next `fit` starts where it is told to
+    def _find_dataset(self) -> None:
+        """The data set of `fit`, of which an IMM tells."""
+        given, shuffled = getattr(self.model, "_fit_data", (None, False))
+        if not (hasattr(given, "get_state") and hasattr(given, "set_state")):
+            if shuffled and self.dataset is None:
+                warnings.warn(
+                    "`fit` shuffles these data in an order that a checkpoint does not "
+                    "hold: a run that continues will not be the same. Give "
+                    "`shuffle=False` or a data set of `keras_imm.datasets.load`.",
+                    stacklevel=2,
+                )
+        elif self.dataset is None:
+            self.dataset = given
+        elif self.dataset is not given:
+            raise ValueError(
+                "`dataset` of TrainingCheckpoint must be the data set of `fit`. "
+                f"Received: dataset={self.dataset!r}, fit's {given!r}"
+            )
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch = epoch + 1
-        values = {name: float(value) for name, value in (logs or {}).items()}
+        if hasattr(self.dataset, "end_epoch"):  # an epoch that was cut short counts
+            self.dataset.end_epoch()
+        values = {name: _number(value) for name, value in (logs or {}).items()}
         self.logs.append({"epoch": self._epoch, **values})
         if self._epoch % self.freq == 0 or self._epoch == self.params.get("epochs"):
             self.save()
@@ -155,49 +181,54 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         """Folders of the checkpoints, the newest first."""
         found = [
             (int(match[1]), path)
-            for path in self.directory.glob("step-*")
+            for path in self.directory.glob("epoch-*")
             if (match := _NAME.fullmatch(path.name)) and path.is_dir()
         ]
         return [path for _, path in sorted(found, reverse=True)]
 
     def save(self) -> None:
         """Writes a checkpoint of the model and the data set as they are now."""
-        step = int(ops.convert_to_numpy(self.model.optimizer.iterations))
-        path = self.directory / f"step-{step:09d}"
+        path = self.directory / f"epoch-{self._epoch:06d}"
         if distribution.is_chief() and not path.exists():
             try:
                 with distribution.alone():
-                    self._write(path, step)
-            except Exception as error:
-                number = getattr(error, "errno", None)  # h5py's texts are long
-                reason = os.strerror(number) if number else error
-                good = self.checkpoints()
-                left = (
-                    f"The last good one is {str(good[0])!r}"
-                    if good
-                    else "It is the first"
-                )
+                    self._write(path)
+            except FloatingPointError as error:
+                raise FloatingPointError(
+                    f"{error} after epoch {self._epoch}, so that nothing was saved. "
+                    f"{self._left()}"
+                ) from error
+            except OSError as error:
                 raise OSError(
-                    number,
-                    f"Cannot write the checkpoint {str(path)!r}: {reason}. {left}",
+                    error.errno,
+                    f"Cannot write the checkpoint {str(path)!r}: "
+                    f"{os.strerror(error.errno) if error.errno else error}. "
+                    f"{self._left()}",
                 ) from error
             for old in self.checkpoints()[self.keep :]:
                 remove_directory(old)
         self._saved = self._epoch
         distribution.barrier()
 
-    def _write(self, path: pathlib.Path, step: int) -> None:
+    def _left(self) -> str:
+        good = self.checkpoints()
+        return f"The last good one is {str(good[0])!r}" if good else "There is no other"
+
+    def _write(self, path: pathlib.Path) -> None:
+        optimizer = self.model.optimizer
         state = {
             "format": _FORMAT,
             "epoch": self._epoch,
-            "step": step,
+            "step": int(ops.convert_to_numpy(optimizer.iterations)),
+            "learning_rate": float(ops.convert_to_numpy(optimizer.learning_rate)),
             "described": self._described,
             "dataset": None if self.dataset is None else self.dataset.get_state(),
             "logs": self.logs,
         }
         with atomic_directory(path) as folder:
-            self.model.save_weights(folder / _WEIGHTS)
-            (folder / _STATE).write_text(json.dumps(state, indent=1))
+            training_state.save(folder / _WEIGHTS, self.model)
+            text = json.dumps(state, indent=1, default=_number)
+            (folder / _STATE).write_text(text)
 
     def _prepare_directory(self) -> None:
         """Finds out before the first epoch whether checkpoints can be written."""
@@ -219,8 +250,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
                 state = json.loads((path / _STATE).read_text())
                 if state["format"] != _FORMAT:
                     raise ValueError(f"its format is {state['format']}, not {_FORMAT}")
-                self._check_same_run(path, state["described"])
-                self.model.load_weights(path / _WEIGHTS)
+                self._check_same_run(path, state)
+                training_state.load(path / _WEIGHTS, self.model)
             except _OtherRunError as error:
                 raise ValueError(str(error)) from None
             except (OSError, ValueError, KeyError) as error:
@@ -236,6 +267,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             else:
                 if self.dataset is not None:
                     self.dataset.set_state(state["dataset"])
+                self._set_aside(checkpoints[:i])
                 return state
         raise AssertionError("there was no checkpoint")
 
@@ -245,13 +277,26 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             "settings": self.settings,
             "dataset": getattr(self.dataset, "fingerprint", None),
             "steps_per_epoch": self.params.get("steps"),
-            "model": self.model.get_config(),
+            "model": {
+                "class_name": type(self.model).__name__,
+                "config": self.model.get_config(),
+            },
             "optimizer": self.model.get_compile_config().get("optimizer"),
         }
 
-    def _check_same_run(self, path: pathlib.Path, saved: dict) -> None:
+    def _set_aside(self, damaged: list[pathlib.Path]) -> None:
+        """Leaves the places of damaged checkpoints to new ones."""
+        distribution.barrier()  # until all processes have read what there is
+        if distribution.is_chief():
+            for path in damaged:
+                path.rename(path.with_name(f"damaged-{path.name}-{time.time_ns()}"))
+
+    def _check_same_run(self, path: pathlib.Path, state: dict) -> None:
+        saved = state["described"]
         for name in sorted(saved.keys() | self._described.keys()):
             before, now = (d.get(name) for d in (saved, self._described))
+            if name == "optimizer.learning_rate" and now == state["learning_rate"]:
+                continue  # a callback has set it, in this process, since the run began
             if before != now:
                 raise _OtherRunError(
                     f"Cannot continue the run of {str(path)!r}: `{name}` was "
@@ -264,30 +309,58 @@ class _OtherRunError(Exception):
     """The checkpoint is whole, but of a run with other settings."""
 
 
-def describe(identity: Any) -> dict:
+def _number(value: Any) -> Any:
+    """Numbers of NumPy and of the backend as JSON holds them; the rest as it is."""
+    if isinstance(value, (str, bool, int, float)) or value is None:
+        return value
+    return np.asarray(ops.convert_to_numpy(value)).item()
+
+
+def describe(identity: dict) -> dict:
     """Nested settings as one flat dict, `{"dataset.batch_size": 256, ...}`.
 
-    Names that Keras counts up within a process, and what it derives from the rest, are
-    left out.
+    Names that Keras counts up within a process are replaced by their order, and what it
+    derives from the rest is left out.
     """
+    identity = json.loads(json.dumps(identity, default=str))
+    names = {name: f"layer {i}" for i, name in enumerate(_layer_names(identity))}
     flat = {}
 
     def visit(path, value):
         if isinstance(value, dict):
-            layer = "class_name" in value and value["class_name"] != "DTypePolicy"
             for key, item in value.items():
-                if key in ("build_config", "compile_config", "registered_name"):
-                    continue
-                if key == "config" and layer and isinstance(item, dict):
-                    item = {k: v for k, v in item.items() if k != "name"}
-                visit((*path, key), item)
-        elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
+                if key not in ("build_config", "compile_config", "registered_name"):
+                    visit((*path, key), item)
+        elif isinstance(value, list) and any(
+            isinstance(v, (dict, list)) for v in value
+        ):
             for i, item in enumerate(value):
                 visit((*path, str(i)), item)
         else:
-            flat[".".join(part for part in path if part != "config")] = value
+            path = [part for part in path if part != "config"]
+            flat[".".join(path)] = named(value)
 
-    identity = json.loads(json.dumps(identity, default=str))
-    identity["model"].pop("name", None)
+    def named(value):
+        if isinstance(value, list):
+            return [named(item) for item in value]
+        return names.get(value, value) if isinstance(value, str) else value
+
     visit((), identity)
     return flat
+
+
+def _layer_names(value: Any) -> dict[str, None]:
+    """The names of layers, models and optimizers in the order that they are met."""
+    names: dict[str, None] = {}
+    if isinstance(value, dict):
+        if value.get("class_name", "DTypePolicy") != "DTypePolicy":
+            config = value.get("config")
+            if isinstance(config, dict) and isinstance(config.get("name"), str):
+                names[config["name"]] = None
+            if isinstance(value.get("name"), str):
+                names[value["name"]] = None
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            names |= _layer_names(item)
+    return names

@@ -89,6 +89,10 @@ class Trainer:
         self._parallel = None  # the first step makes the processes equal again
         return super().fit(x, *args, **kwargs)
 
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        _check_lengths(x)
+        return super().evaluate(x, *args, **kwargs)
+
     _parallel = None
 
     def devices_per_batch(self) -> int:

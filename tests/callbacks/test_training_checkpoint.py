@@ -1,14 +1,16 @@
-import errno
 import json
 import pathlib
+import resource
 import shutil
+import warnings
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from keras_imm import atomic
+import keras_imm
+from keras_imm import atomic, distribution
 from keras_imm.callbacks import (
     TerminateOnNonFinite,
     TrainingCheckpoint,
@@ -199,7 +201,7 @@ def test_two_checkpoints_stay_and_hold_what_they_say(new_run, tmp_path):
     model, data, checkpoint = new_run()
     run(model, data, checkpoint, 5)
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert names == ["step-000000012", "step-000000015"]
+    assert names == ["epoch-000004", "epoch-000005"]
     assert [path.name for path in checkpoint.checkpoints()] == names[::-1]
     state = json.loads((tmp_path / "run" / names[1] / "state.json").read_text())
     assert (state["step"], state["epoch"], state["dataset"]) == (15, 5, {"epoch": 5})
@@ -208,7 +210,7 @@ def test_two_checkpoints_stay_and_hold_what_they_say(new_run, tmp_path):
 def test_freq_and_the_last_epoch(new_run, tmp_path):
     run(*new_run(freq=3, keep=9), 5)
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert names == ["step-000000009", "step-000000015"]
+    assert names == ["epoch-000003", "epoch-000005"]
 
 
 def test_a_stopped_run_ends_with_a_checkpoint(new_run, tmp_path):
@@ -219,7 +221,7 @@ def test_a_stopped_run_ends_with_a_checkpoint(new_run, tmp_path):
             self.model.stop_training = epoch == 1
 
     model.fit(data, epochs=9, verbose=0, callbacks=[Stop(), checkpoint])
-    assert [p.name for p in checkpoint.checkpoints()] == ["step-000000006"]
+    assert [p.name for p in checkpoint.checkpoints()] == ["epoch-000002"]
 
 
 @pytest.mark.parametrize(
@@ -258,41 +260,170 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(new_run, tmp_
     whole, data, checkpoint = new_run("whole")
     run(whole, data, checkpoint, 4)
     run(*new_run(), 3)
-    newest = tmp_path / "run" / "step-000000009" / "model.weights.h5"
+    newest = tmp_path / "run" / "epoch-000003" / "training_state.npz"
     newest.write_bytes(newest.read_bytes()[:2000])
     model, data, checkpoint = new_run()
-    with pytest.warns(UserWarning, match=r"step-000000009.*Continuing from .*000006"):
+    with pytest.warns(UserWarning, match=r"epoch-000003.*Continuing from .*000002"):
         run(model, data, checkpoint, 4)
     assert_same(model, whole)
     for path in checkpoint.checkpoints():
         (path / "state.json").write_text("{")
-    with pytest.raises(ValueError, match=r"Cannot read the checkpoint .*step-"):
+    with pytest.raises(ValueError, match=r"Cannot read the checkpoint .*epoch-"):
         run(*new_run(), 5)
 
 
 def test_what_a_killed_write_leaves_is_ignored_and_removed(new_run, tmp_path):
     run(*new_run(), 2)
-    left = tmp_path / "run" / ".unfinished-step-000000009-0"
-    shutil.copytree(tmp_path / "run" / "step-000000006", left)
+    left = tmp_path / "run" / ".unfinished-epoch-000003-0"
+    shutil.copytree(tmp_path / "run" / "epoch-000002", left)
     model, data, checkpoint = new_run()
     run(model, data, checkpoint, 2)
     assert int(ops.convert_to_numpy(model.optimizer.iterations)) == 6
     assert not left.exists()
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(new_run, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_last_good_checkpoint(new_run, tmp_path):
+    """A limit on the size of files, which ends a process that writes with HDF5."""
     model, data, checkpoint = new_run()
     run(model, data, checkpoint, 1)
-    save = model.save_weights
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        message = r"epoch-000002.*File too large.*good one is .*epoch-000001"
+        with pytest.raises(OSError, match=message):
+            run(model, data, checkpoint, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["epoch-000001"]
+    run(model, data, checkpoint, 2)
+    whole, data, checkpoint = new_run("whole")
+    run(whole, data, checkpoint, 2)
+    assert_same(model, whole)
 
-    def full(path):
-        save(path)
-        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(model, "save_weights", full)
-    with pytest.raises(OSError, match=r"step-000000006.*No space left.*step-000000003"):
-        run(model, data, checkpoint, 2)
-    assert [p.name for p in (tmp_path / "run").iterdir()] == ["step-000000003"]
+def test_a_damaged_checkpoint_gives_its_place_to_a_good_one(new_run, tmp_path):
+    run(*new_run(), 3)
+    newest = tmp_path / "run" / "epoch-000003" / "training_state.npz"
+    newest.write_bytes(newest.read_bytes()[:2000])
+    with pytest.warns(UserWarning, match="epoch-000003"):
+        run(*new_run(), 3)
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names[0].startswith("damaged-epoch-000003-")
+    assert names[1:] == ["epoch-000002", "epoch-000003"]
+    model, data, checkpoint = new_run()
+    run(model, data, checkpoint, 4)
+    whole, data, checkpoint = new_run("whole")
+    run(whole, data, checkpoint, 4)
+    assert_same(model, whole)
+
+
+def test_weights_that_are_not_finite_are_not_saved(new_run, tmp_path):
+    class Spoil(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1:
+                weight = self.model.trainable_variables[0]
+                weight.assign(ops.full(weight.shape, np.inf))
+
+    model, data, checkpoint = new_run()
+    message = "not finite after epoch 2.*good one is .*epoch-000001"
+    with pytest.raises(FloatingPointError, match=message):
+        model.fit(data, epochs=3, verbose=0, callbacks=[Spoil(), checkpoint])
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["epoch-000001"]
+    run(*new_run(), 3)
+
+
+def test_the_data_set_of_fit_is_found(new_run, tmp_path):
+    whole, data, checkpoint = new_run("whole")
+    run(whole, data, checkpoint, 3)
+    for epochs in (1, 3):
+        model, data, _ = new_run()
+        run(model, data, TrainingCheckpoint(tmp_path / "run"), epochs)
+    assert_same(model, whole)
+    model, data, _ = new_run()
+    with pytest.raises(ValueError, match="must be the data set of `fit`"):
+        run(model, data, TrainingCheckpoint(tmp_path / "other", Stream()), 1)
+
+
+def test_data_in_an_order_that_is_not_kept_are_warned_of(new_run, tmp_path):
+    model, data, _ = new_run()
+    x, labels = data[0]
+    arguments = {"batch_size": 8, "verbose": 0}
+    checkpoint = TrainingCheckpoint(tmp_path / "run")
+    with pytest.warns(UserWarning, match="shuffles these data"):
+        model.fit(x, labels, callbacks=[checkpoint], **arguments)
+    model, _, _ = new_run()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*shuffles")
+        checkpoint = TrainingCheckpoint(tmp_path / "other")
+        model.fit(x, labels, shuffle=False, callbacks=[checkpoint], **arguments)
+
+
+def test_a_functional_backbone_made_again_is_the_same_run(tmp_path):
+    def model():
+        inputs = [keras.Input((4, 4, 1)), keras.Input(()), keras.Input(())]
+        x = keras.layers.Conv2D(1, 1)(inputs[0])
+        times = [keras.layers.Reshape((1, 1, 1))(t) for t in inputs[1:]]
+        model = keras_imm.IMM(keras.Model(inputs, keras.layers.add([x, *times])))
+        model.compile(keras.optimizers.Adam(use_ema=True))
+        return model
+
+    data = [Stream() for _ in range(2)]
+    for epochs, stream in enumerate(data, 1):
+        run(model(), stream, TrainingCheckpoint(tmp_path / "run"), epochs)
+    assert data[1].epoch == 2
+
+
+def test_a_rate_that_a_callback_has_set_is_not_another_run(make_model, tmp_path):
+    model = make_model({})
+    data = Stream()
+    halve = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+    for epochs in (1, 2):
+        checkpoint = TrainingCheckpoint(tmp_path / "run", data)
+        model.fit(data, epochs=epochs, verbose=0, callbacks=[halve, checkpoint])
+    rate = ops.convert_to_numpy(model.optimizer.learning_rate)
+    np.testing.assert_allclose(rate, 1e-2 / 4, rtol=1e-6)
+    other = make_model({})
+    other.optimizer.learning_rate = 0.5
+    with pytest.raises(
+        ValueError, match=r"`optimizer.learning_rate` was 0.0\d+ and is"
+    ):
+        run(other, Stream(), TrainingCheckpoint(tmp_path / "run"), 3)
+
+
+def test_steps_that_loss_scaling_skips_count_as_epochs(make_model, tmp_path):
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.Adam(), initial_scale=2.0**126
+    )
+    model = make_model({"optimizer": optimizer})
+    run(model, Stream(steps=1), TrainingCheckpoint(tmp_path / "run", keep=9), 3)
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == [f"epoch-{i:06d}" for i in (1, 2, 3)]
+
+
+def test_only_the_first_process_writes(new_run, tmp_path, monkeypatch):
+    barriers = []
+    monkeypatch.setattr(distribution, "is_chief", lambda: False)
+    monkeypatch.setattr(distribution, "barrier", lambda: barriers.append(1))
+    run(*new_run(), 2)
+    assert not (tmp_path / "run").exists()
+    assert len(barriers) == 3  # at the start and after each checkpoint
+
+
+def test_numbers_of_numpy_and_texts_in_the_logs_are_kept(new_run, tmp_path):
+    class Log(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["note"], logs["count"] = "a", np.int64(3)
+
+    class Counting(Stream):
+        def get_state(self):
+            return {"epoch": np.int64(self.epoch)}
+
+    model, _, _ = new_run()
+    checkpoint = TrainingCheckpoint(tmp_path / "run")
+    model.fit(Counting(), verbose=0, callbacks=[Log(), checkpoint])
+    state = json.loads((tmp_path / "run" / "epoch-000001" / "state.json").read_text())
+    assert state["dataset"] == {"epoch": 1}
+    assert (state["logs"][0]["note"], state["logs"][0]["count"]) == ("a", 3)
 
 
 def test_a_folder_that_cannot_be_written_is_known_before_training(new_run, tmp_path):
@@ -361,6 +492,28 @@ def test_without_a_data_set_the_step_is_told(new_run, tmp_path):
     with pytest.raises(FloatingPointError, match=r"step 2 \(batch 1 of epoch 1\)"):
         model.fit(Stream(bad=(1,)), verbose=0, callbacks=[stop])
     assert np.load(tmp_path / "non-finite-step-000000002.npz")["step"] == 2
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch", reason="torch has no steps_per_execution"
+)
+def test_all_steps_of_one_execution_are_saved(make_model, tmp_path):
+    model = make_model({"steps_per_execution": 2})
+    data = Stream(steps=4, bad=(2,))
+    stop = TerminateOnNonFinite(tmp_path, data)
+    with pytest.raises(FloatingPointError, match=r"step 4 \(batch 3 of epoch 1\)"):
+        model.fit(data, verbose=0, callbacks=[stop])
+    saved = np.load(tmp_path / "non-finite-step-000000004.npz")
+    np.testing.assert_array_equal(saved["indices"], np.arange(16, 32))
+    assert saved["t"].shape == (4,) and saved["images"].shape == (16, 4, 4, 1)
+
+
+def test_the_step_counts_from_the_start_of_training(new_run, tmp_path):
+    model, _, _ = new_run()
+    model.fit(Stream(), verbose=0)
+    stop = TerminateOnNonFinite(tmp_path)
+    with pytest.raises(FloatingPointError, match=r"step 5 \(batch 1 of epoch 1\)"):
+        model.fit(Stream(bad=(1,)), verbose=0, callbacks=[stop])
 
 
 def test_a_finite_loss_does_not_stop(new_run, tmp_path):
