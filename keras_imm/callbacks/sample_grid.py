@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_imm import distribution
 from keras_imm.callbacks.sampling import Sampling
+from keras_imm.datasets.extras import extra
 from keras_imm.validation import check_integer
 
 
@@ -75,7 +76,7 @@ class SampleGrid(Sampling):
                 "Give `filepath`, `tensorboard` or both. "
                 "Received: filepath=None, tensorboard=None"
             )
-        self.filepath = None if filepath is None else os.fspath(filepath)
+        self.filepath = None if filepath is None else _path(filepath)
         if self.filepath is not None and self.every_n_steps is not None:
             _check_placeholders(self.filepath)
         self.to_uint8 = to_uint8
@@ -111,6 +112,29 @@ class SampleGrid(Sampling):
             keras.utils.save_img(path, picture, "channels_last", scale=False)
         if self.tensorboard is not None:
             self.tensorboard.add_image("samples", picture, step)
+
+
+def _path(filepath: Any) -> str:
+    """The path, once its placeholders can be filled and Pillow knows its ending."""
+    pillow = extra("PIL.Image", "`SampleGrid`")
+    path = os.fspath(filepath) if isinstance(filepath, (str, os.PathLike)) else ""
+    try:
+        names = {name for _, name, _, _ in string.Formatter().parse(path) if name}
+        counts = {"epoch", "step"}
+        tried = path.format(**{name: 1 if name in counts else 1.0 for name in names})
+    except (ValueError, LookupError) as error:
+        raise ValueError(
+            "`filepath` must have placeholders with names, such as {epoch} or "
+            f"{{loss:.4f}}. Received: filepath={path!r} ({error})"
+        ) from error
+    pillow.init()
+    ending = os.path.splitext(tried)[1]
+    if ending[1:].upper() not in {"JPG", *pillow.SAVE}:
+        raise ValueError(
+            "`filepath` must be a path that ends in a format of pictures, such as "
+            f"'.png' or '.jpg'. Received: filepath={filepath!r}"
+        )
+    return path
 
 
 def _check_placeholders(filepath: str) -> None:

@@ -61,6 +61,7 @@ class SampleMetrics(Sampling):
         self.history: dict[str, list] = {}
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        super().on_train_begin(logs)
         self.history = {}
 
     def on_samples(

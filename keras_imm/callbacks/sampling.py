@@ -10,7 +10,12 @@ from keras_imm import samplers
 from keras_imm.callbacks.pauses import pause
 from keras_imm.callbacks.steps import StepCounter, optimizer_step
 from keras_imm.callbacks.tensorboard import TensorBoard
-from keras_imm.validation import check_choice, check_instance, check_integer
+from keras_imm.validation import (
+    check_choice,
+    check_instance,
+    check_integer,
+    check_number,
+)
 
 
 class Sampling(keras.callbacks.Callback):
@@ -37,7 +42,8 @@ class Sampling(keras.callbacks.Callback):
             above 1, after the execution in which they fall.
         guidance_scale: As in `generate`.
         sampler: As in `generate`.
-        time_grid: As in `generate`.
+        time_grid: As in `generate`; where it is a list, `num_steps` must be the number
+            of steps that it makes.
         weights: As in `generate`: `"ema"` or `"raw"`.
         batch_size: Samples in one pass of the network.
         seed: Integer that starts the noise.
@@ -46,7 +52,8 @@ class Sampling(keras.callbacks.Callback):
 
     Raises:
         ValueError: If an argument is out of range, not exactly one of `labels` and
-            `num_samples` is given, or both `freq` and `every_n_steps` are.
+            `num_samples` is given, or both `freq` and `every_n_steps` are; at the start
+            of `fit`, if the model has no such labels, guidance or times.
     """
 
     def __init__(
@@ -85,6 +92,14 @@ class Sampling(keras.callbacks.Callback):
         check_integer("seed", seed, at_least=0)
         check_choice("sampler", sampler, samplers.SAMPLERS)
         check_choice("weights", weights, ("ema", "raw"))
+        _check_time_grid(time_grid, steps)
+        if guidance_scale is not None:
+            check_number(
+                "guidance_scale",
+                guidance_scale,
+                "a finite number or None",
+                lambda _: True,
+            )
         if tensorboard is not None:
             check_instance("tensorboard", tensorboard, TensorBoard)
         self.labels = labels
@@ -150,6 +165,33 @@ class Sampling(keras.callbacks.Callback):
             for num_steps in self.num_steps
         }
 
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        model = self.model
+        if getattr(model, "num_classes", None) is not None:
+            self._check_classes(model.num_classes)
+        of_times = ("schedule", "min_time", "max_time")
+        if all(hasattr(model, name) for name in of_times):
+            times = {name: getattr(model, name) for name in of_times}
+            for num_steps in self.num_steps:
+                samplers.time_grid(self.time_grid, num_steps, **times)
+
+    def _check_classes(self, num_classes: int) -> None:
+        """Raises ValueError unless the model can be asked for these labels."""
+        for name in ("labels", "guidance_scale"):
+            value = getattr(self, name)
+            if not num_classes and value is not None:
+                raise ValueError(
+                    f"`{name}` needs a model with `num_classes` > 0. "
+                    f"Received: {name}={value}"
+                )
+        if self.labels is not None:
+            outside = self.labels[(self.labels < 0) | (self.labels > num_classes)]
+            if outside.size:
+                raise ValueError(
+                    f"`labels` must be in [0, {num_classes}], where {num_classes} is "
+                    f"the null label. Received: {outside[0]}"
+                )
+
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._epoch = epoch + 1
         self._results = {}
@@ -190,3 +232,20 @@ def _check_request(labels: Any, num_samples: Any) -> np.ndarray | None:
             f"Received shape {labels.shape} and dtype {labels.dtype}."
         )
     return labels
+
+
+def _check_time_grid(time_grid: Any, num_steps: tuple[int, ...]) -> None:
+    """Raises ValueError unless it is a name, or a list that makes so many steps."""
+    if isinstance(time_grid, str) and time_grid in samplers.TIME_GRIDS:
+        return
+    if np.ndim(time_grid) != 1 or np.asarray(time_grid).dtype.kind not in "fiu":
+        raise ValueError(
+            f"`time_grid` must be one of {', '.join(map(repr, samplers.TIME_GRIDS))} "
+            f"or a list of eta. Received: time_grid={time_grid!r}"
+        )
+    makes = len(time_grid) + 1
+    if num_steps != (makes,):
+        raise ValueError(
+            f"`num_steps` must be {makes}, the number of steps that `time_grid` as a "
+            f"list of {makes - 1} makes. Received: num_steps={num_steps}"
+        )

@@ -82,6 +82,14 @@ def test_only_the_chief_writes(stub, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("ending", ["png", "JPG", "jpeg", "webp"])
+def test_the_ending_decides_the_format(stub, tmp_path, ending):
+    stub.run(SampleGrid(tmp_path / f"{{loss:08.3f}}.{ending}", num_samples=1))
+    (path,) = tmp_path.iterdir()
+    expected = {"png": "PNG", "webp": "WEBP"}.get(ending, "JPEG")
+    assert Image.open(path).format == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -92,6 +100,13 @@ def test_only_the_chief_writes(stub, tmp_path, monkeypatch):
             {"filepath": "{loss}.png", "every_n_steps": 2},
             r"`filepath`.*\{epoch\} and \{step\}.*'\{loss\}.png'",
         ),
+        ({"filepath": "runs/samples"}, "`filepath`.*'.png'.*'runs/samples'"),
+        ({"filepath": "runs/samples_{loss:.4f}"}, "`filepath`.*'.png'.*samples_"),
+        ({"filepath": "samples.keras"}, "`filepath`.*'.png'.*samples.keras"),
+        ({"filepath": 3}, "`filepath`.*'.png'.*3"),
+        ({"filepath": "{}.png"}, r"`filepath`.*\{epoch\}.*'\{\}.png'"),
+        ({"filepath": "{epoch.png"}, r"`filepath`.*\{epoch\}.*'\{epoch.png'"),
+        ({"filepath": "{epoch:.2x}.png"}, r"`filepath`.*\{epoch:.2x\}"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

@@ -104,6 +104,44 @@ def test_within_an_epoch_the_weights_are_those_of_the_step(make_model, images, l
     assert np.abs(seen[0] - raw).max() > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("num_classes", "arguments", "message"),
+    [
+        (3, {"labels": [0, 7]}, r"`labels` must be in \[0, 3\].*7"),
+        (3, {"labels": [-1]}, r"`labels` must be in \[0, 3\].*-1"),
+        (0, {"labels": [0]}, "`labels` needs.*`num_classes`"),
+        (0, {"num_samples": 1, "guidance_scale": 2.0}, "`guidance_scale` needs.*2.0"),
+        (
+            3,
+            {"num_samples": 1, "time_grid": [1.0, 2.0], "num_steps": 3},
+            r"`time_grid`.*falling.*\[1.0, 2.0\]",
+        ),
+    ],
+)
+def test_what_the_model_cannot_sample_is_refused_before_training(
+    make_model, images, labels, num_classes, arguments, message
+):
+    model = make_model(compile_options={}, num_classes=num_classes)
+    data = (images, labels) if num_classes else (images,)
+    watching = SampleMetrics({"m": lambda *_: 0.0}, freq=100, **arguments)
+    with pytest.raises(ValueError, match=message):
+        train(model, data, watching, epochs=1)
+    assert int(ops.convert_to_numpy(model.optimizer.iterations)) == 0
+
+
+def test_what_the_model_can_sample_is_not_refused(make_model, images, labels):
+    def mean(samples, _):
+        return samples.mean()
+
+    watching = SampleMetrics(
+        {"m": mean}, labels=[0, 3], guidance_scale=2, time_grid=[1.4], num_steps=2
+    )
+    history = train(
+        make_model(compile_options={}), (images, labels), watching, epochs=1
+    )
+    assert np.isfinite(history["m_2_steps"]).all()
+
+
 # Two samples in two steps of the model with the weights of `make_model`.
 # fmt: off
 BYTES = [
