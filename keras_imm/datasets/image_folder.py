@@ -21,7 +21,8 @@ class ImageFolder:
 
     Args:
         folder: The folder. Where its subfolders are splits ("train", "val", "test"),
-            the one named `split` is taken.
+            or "train" and another split are among them, the one named `split` is
+            taken. Links to folders are followed, and each folder read once per class.
         split: Name of the split.
 
     Attributes:
@@ -80,11 +81,13 @@ class ImageFolder:
 
 def _split_folder(folder, split):
     _, subfolders = _entries(folder)
-    if subfolders and _SPLITS.issuperset(subfolders):
-        if split not in subfolders:
+    splits = [name for name in subfolders if name in _SPLITS]
+    only_splits = bool(splits) and splits == subfolders
+    if only_splits or ("train" in splits and len(splits) > 1):
+        if split not in splits:
             raise ValueError(
                 f"`split` must be one of the splits in {folder}: "
-                f"{', '.join(map(repr, subfolders))}. Received: split={split!r}"
+                f"{', '.join(map(repr, splits))}. Received: split={split!r}"
             )
         return folder / split
     if split not in ("train", folder.name):
@@ -102,18 +105,25 @@ def _entries(folder):
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if _is_image(entry.name):
-                images.append(entry.name)
-            elif entry.is_dir():
+            if entry.is_dir():
                 subfolders.append(entry.name)
+            elif _is_image(entry.name):
+                images.append(entry.name)
     return sorted(images), sorted(subfolders)
 
 
 def _images_below(folder, name):
     """Paths, relative to the folder, of the images below its subfolder `name`."""
     found = []
-    for parent, subfolders, files in os.walk(folder / name):
-        subfolders[:] = [s for s in subfolders if not s.startswith(".")]
+    root = folder.resolve()
+    seen = {root, *root.parents}  # where a link leads back to, there is a loop
+    for parent, subfolders, files in os.walk(folder / name, followlinks=True):
+        real = pathlib.Path(parent).resolve()
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(s for s in subfolders if not s.startswith("."))
         relative = os.path.relpath(parent, folder)
         found += [
             os.path.join(relative, file)
