@@ -95,18 +95,24 @@ flags.DEFINE_integer("process_id", 0, "Which of them this is.", 0)
 flags.mark_flags_as_required(["checkpoint", "reference", "out"])
 
 
-def _numbers(kind):
+def _numbers(kind, least):
     def all_are(values):
         try:
-            return all(kind(value) >= kind(0) for value in values)
+            return all(kind(value) >= least for value in values)
         except ValueError:
             return False
 
     return all_are
 
 
-flags.register_validator("steps", lambda v: v and _numbers(int)(v), "must be integers")
-flags.register_validator("guidance", _numbers(float), "must be numbers of at least 0")
+flags.register_validator(
+    "steps",
+    lambda values: values and _numbers(int, least=1)(values),
+    "must be positive integers separated by commas",
+)
+flags.register_validator(
+    "guidance", _numbers(float, least=0), "must be numbers separated by commas"
+)
 flags.register_multi_flags_validator(
     ["process_id", "num_processes"],
     lambda values: values["process_id"] < values["num_processes"],
@@ -252,14 +258,14 @@ def claim_folder(out, chief):
     for name in ("checkpoint", "reference", "features"):
         settings[name] = identity(settings[name])
     path = out / "settings.json"
-    if chief and not any(itertools.chain(out.glob("reference*"), out.glob("steps*"))):
+    if chief and not any(itertools.chain(out.glob("reference*"), out.glob("steps*/*"))):
         out.mkdir(parents=True, exist_ok=True)
         evaluation.write_text(path, json.dumps(settings, indent=2) + "\n")
     evaluation.wait_for(path.exists, str(path))
     earlier = json.loads(path.read_text())
     for name, value in settings.items():
         if earlier.get(name) != value:
-            raise app.UsageError(
+            sys.exit(
                 f"{out} holds results with --{name}={earlier.get(name)}, this run has "
                 f"--{name}={value}. Give another --out, or delete the folder."
             )

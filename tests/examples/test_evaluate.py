@@ -333,6 +333,16 @@ def test_another_seed_is_refused_with_both_values(script, files, uninterrupted):
     assert "--seed=0" in output and "--seed=5" in output
 
 
+def test_settings_without_results_are_replaced(script, files, tmp_path):
+    wrong = f"--reference={files / 'nowhere.npz'}"
+    status, output = script.run(*arguments(files, tmp_path, wrong))
+    assert status != 0 and "nowhere.npz" in output
+    status, output = script.run(*arguments(files, tmp_path, "--steps=0"))
+    assert status != 0 and "--steps" in output and "positive" in output
+    status, output = script.run(*arguments(files, tmp_path, "--steps=1"))
+    assert status == 0, output
+
+
 def test_the_parts_of_the_script(files):
     code = f"""
 import pathlib, sys
