@@ -1,8 +1,11 @@
 """Generated against held-out images during `fit`."""
 
+import functools
+import hashlib
 import json
 import os
 import pathlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +43,9 @@ class QualityMonitor(SampleMetrics):
         save_best: Path of a `.keras` file that holds the model, with averages and
             optimizer, as it was when the result for the first of `num_steps` was best.
             Beside it, in `<path>.json`, are the result and the step; a run that
-            continues goes on from them. Default: nothing is saved.
+            continues goes on from them if name, mode and held-out data are the same
+            (give results with other `features` another `name`), and else warns and
+            replaces both. Default: nothing is saved.
         **kwargs: Arguments of `Sampling`: `labels` or `num_samples` (at least as many
             as there are features, for a distance that means much), `num_steps`, `freq`
             or `every_n_steps`, `tensorboard`, ...
@@ -48,12 +53,15 @@ class QualityMonitor(SampleMetrics):
     Attributes:
         history: Maps `"epoch"` (counted from 1), `"step"` (of the optimizer) and each
             result's name to the list of its values during the last `fit`.
-        best: Maps each result's name to its best value during the last `fit`.
+        best: Maps each result's name to its best value during the last `fit`; where
+            that continues a run, for the first of `num_steps` also before it, as
+            `save_best` recorded it.
         best_step: Maps each result's name to the step of its best value.
 
     Raises:
         ValueError: If an argument is out of range, or `features` is missing where the
-            images are too large for a distance of pixels.
+            images are too large for a distance of pixels; in `fit`, if `<path>.json`
+            cannot be read.
 
     Example:
 
@@ -160,25 +168,76 @@ class QualityMonitor(SampleMetrics):
         return self.save_best.with_name(self.save_best.name + ".json")
 
     def _recall_best(self) -> None:
-        if self.save_best is not None and self._record().exists():
-            key = result_name(self.name, self.num_steps[0])
-            record = json.loads(self._record().read_text())
-            if key in record:
-                self.best[key] = record[key]
-                self.best_step[key] = record["step"]
+        if self.save_best is None or not self.save_best.exists():
+            return
+        if not self._record().exists():
+            return
+        record = _read(self._record())
+        key = result_name(self.name, self.num_steps[0])
+        if {key, "step"} <= record.keys() and self._is_comparable(record):
+            self.best[key], self.best_step[key] = record[key], record["step"]
+        else:
+            warnings.warn(
+                f"{str(self._record())!r} is about another metric, mode or other "
+                f"held-out data than {key!r} here: the best model is sought anew.",
+                stacklevel=2,
+            )
+
+    def _is_comparable(self, record: dict[str, Any]) -> bool:
+        """Whether a record's result can be compared with those of this callback."""
+        return self._measured.items() <= record.items()
+
+    @functools.cached_property
+    def _measured(self) -> dict[str, str]:
+        """What, besides its name, tells a result from one of something else."""
+        held_out = self._held_out_features if self.held_out is None else self.held_out
+        held_out = np.ascontiguousarray(held_out)
+        digest = hashlib.sha256(f"{held_out.dtype} {held_out.shape}".encode())
+        digest.update(held_out.data)
+        return {"mode": self.mode, "held_out": digest.hexdigest()}
 
     def _save(self, key: str) -> None:
         if self.save_best is None or not distribution.is_chief():
             return
         folder = self.save_best.parent
         folder.mkdir(parents=True, exist_ok=True)
-        model = folder / f".unfinished-{self.save_best.name}"
-        self.model.save(model)
-        record = folder / f".unfinished-{self._record().name}"
-        values = {key: self.best[key], "step": self.best_step[key]}
-        record.write_text(json.dumps(values))
-        os.replace(model, self.save_best)
-        os.replace(record, self._record())
+        paths = (self.save_best, self._record())
+        unfinished = [folder / f".unfinished-{path.name}" for path in paths]
+        model, record = unfinished
+        values = {key: self.best[key], "step": self.best_step[key], **self._measured}
+        try:
+            self.model.save(model)
+            record.write_text(json.dumps(values))
+            for path in unfinished:
+                _synchronise(path)
+            for path, finished in zip(unfinished, paths, strict=True):
+                os.replace(path, finished)
+            _synchronise(folder)
+        finally:
+            for path in unfinished:
+                path.unlink(missing_ok=True)
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+        if not isinstance(record, dict):
+            raise ValueError("it holds no object")
+    except ValueError as error:
+        raise ValueError(
+            f"{str(path)!r}, the record of the best model, cannot be read: {error}. "
+            "Remove it to seek the best model anew."
+        ) from error
+    return record
+
+
+def _synchronise(path: pathlib.Path) -> None:
+    """Waits until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check_held_out(held_out: Any, held_out_features: Any, features: Any) -> None:

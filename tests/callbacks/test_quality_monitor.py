@@ -1,6 +1,7 @@
 """Generated against held-out images: what is compared, kept and saved."""
 
 import json
+import os
 
 import keras
 import numpy as np
@@ -109,7 +110,8 @@ def test_the_best_is_kept_and_saved(stub, tmp_path, monkeypatch, mode, best, ste
     files = {path.name for path in (tmp_path / "new").iterdir()}
     assert files == {"best.keras", "best.keras.json"}
     record = json.loads((tmp_path / "new" / "best.keras.json").read_text())
-    assert record == {"score_1_step": best, "step": step}
+    assert record.pop("held_out")
+    assert record == {"score_1_step": best, "step": step, "mode": mode}
 
 
 def test_the_first_number_of_steps_decides_which_model_is_saved(stub, tmp_path):
@@ -126,7 +128,7 @@ def test_the_first_number_of_steps_decides_which_model_is_saved(stub, tmp_path):
     assert quality.best == {"score_2_steps": 1.0, "score_1_step": 4.0}
     assert quality.best_step == {"score_2_steps": 2, "score_1_step": 4}
     record = json.loads(path.with_name("best.keras.json").read_text())
-    assert record == {"score_2_steps": 1.0, "step": 2}
+    assert record["score_2_steps"] == 1.0 and record["step"] == 2
     saved = keras.models.load_model(
         path, custom_objects={type(stub).__name__: keras.Sequential}
     )
@@ -158,6 +160,119 @@ def test_a_run_that_continues_does_not_replace_a_better_model(stub, tmp_path):
     assert path.read_bytes() != before
     stub.optimizer.iterations.assign(0)  # a new run
     assert fit(9.0).best == {"score_1_step": 9.0}
+
+
+def scored(path, *scores, images=None, **arguments):
+    """A monitor of the scores that saves the best at a path."""
+    settings = {"num_samples": 2, "num_steps": 1, "name": "score", **arguments}
+    if "features" not in settings:
+        settings["held_out"] = held_out() if images is None else images
+    return QualityMonitor(metric=Scores(*scores), save_best=path, **settings)
+
+
+FEATURES = np.ones((4, 2))
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ({}, {"name": "other"}),
+        ({}, {"mode": "max"}),
+        ({}, {"num_steps": 2}),
+        ({}, {"images": 1 + held_out()}),
+        ({}, {"images": held_out().astype("float64")}),
+        (
+            {"features": len, "held_out_features": FEATURES},
+            {"features": len, "held_out_features": FEATURES + 1},
+        ),
+    ],
+)
+def test_the_best_of_another_measurement_is_not_recalled(stub, tmp_path, before, now):
+    path = tmp_path / "best.keras"
+    first = scored(path, 2.0, **before)
+    stub.run(first)
+    step_before = stub.optimizer.iterations + 0
+    monitor = scored(path, 5.0, **now)
+    with pytest.warns(UserWarning, match=r"best\.keras\.json' is about another"):
+        stub.run(monitor)
+    assert list(monitor.best.values()) == [5.0]
+    record = json.loads(path.with_name("best.keras.json").read_text())
+    assert record["step"] == int(step_before) + 2
+    # What was saved last is recalled.
+    again = scored(path, 5.0, **now)
+    stub.run(again)
+    assert list(again.best_step.values()) == [record["step"]]
+
+
+def test_given_features_that_are_the_same_are_recalled(stub, tmp_path):
+    arguments = {"features": len, "held_out_features": FEATURES}
+    stub.run(scored(tmp_path / "best.keras", 2.0, **arguments))
+    monitor = scored(tmp_path / "best.keras", 5.0, **arguments)
+    stub.run(monitor)
+    assert monitor.best == {"score_1_step": 2.0}
+
+
+def test_a_record_without_its_model_is_not_recalled(stub, tmp_path):
+    path = tmp_path / "best.keras"
+    stub.run(scored(path, 2.0))
+    path.unlink()
+    monitor = scored(path, 5.0)
+    stub.run(monitor)
+    assert monitor.best == {"score_1_step": 5.0}
+    assert path.exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"score_1_step": 2.0,'])
+def test_a_record_that_cannot_be_read_is_named(stub, tmp_path, content):
+    path = tmp_path / "best.keras"
+    stub.run(scored(path, 2.0))
+    path.with_name("best.keras.json").write_text(content)
+    with pytest.raises(ValueError, match=r"best\.keras\.json'.*cannot be read.*Remove"):
+        stub.run(scored(path, 5.0))
+
+
+def test_files_are_on_the_disk_before_they_have_their_names(
+    stub, tmp_path, monkeypatch
+):
+    events = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor):
+        events.append(("fsync", os.fstat(descriptor).st_ino))
+        fsync(descriptor)
+
+    def noted_replace(source, target):
+        events.append(("replace", os.stat(source).st_ino))
+        replace(source, target)
+
+    path = tmp_path / "best.keras"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", noted_fsync)
+        patch.setattr(os, "replace", noted_replace)
+        stub.run(scored(path, 2.0))
+    files = [p.stat().st_ino for p in (path, path.with_name("best.keras.json"))]
+    assert events[-5:] == [
+        *(("fsync", file) for file in files),
+        *(("replace", file) for file in files),
+        ("fsync", tmp_path.stat().st_ino),
+    ]
+
+
+def test_a_save_that_fails_leaves_the_last_best_model_alone(
+    stub, tmp_path, monkeypatch
+):
+    path = tmp_path / "best.keras"
+    stub.run(scored(path, 2.0))
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def fill_the_disk(path):
+        path.write_text("half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(stub, "save", fill_the_disk)
+    with pytest.raises(OSError, match="No space"):
+        stub.run(scored(path, 1.0))
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_the_saved_model_is_the_best_one(stub, tmp_path):
