@@ -108,6 +108,7 @@ def load(
     check_positive_number("sigma_data", sigma_data)
     if image_size is not None:
         check_integer("image_size", image_size, at_least=1)
+        image_size = int(image_size)
     if channels not in (None, 1, 3):
         raise ValueError(f"`channels` must be 1, 3 or None. Received: {channels!r}")
     if not isinstance(split, str):
@@ -115,7 +116,7 @@ def load(
     opened = _open(source, split, data_dir, flip, labels)
     if isinstance(opened, LatentShards):
         _check_latents(opened, image_size, channels)
-        records = LatentRecords(opened, sigma_data)
+        records = LatentRecords(opened, float(sigma_data))
     else:
         records = ImageRecords(opened, image_size, channels, flip, labels)
     return ImageDataset(
@@ -135,6 +136,8 @@ def load(
 def _open(source, split, data_dir, flip, labels):
     if not isinstance(source, str | os.PathLike):
         return _arrays(source, labels)
+    if not os.fspath(source):
+        raise ValueError(f"`source` must not be empty. Received: source={source!r}")
     if data_dir is not None:
         return PreparedDataset(os.fspath(source), split, data_dir)
     path = pathlib.Path(source).expanduser()

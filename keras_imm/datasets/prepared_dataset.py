@@ -108,25 +108,35 @@ def _keys(features, kind):
 def _source(builder, name, split, data_dir, image_key):
     if not builder.info.splits:
         raise ValueError(_not_prepared(builder, name, data_dir))
+    part = _part(builder, split)
     decoders = {image_key: _tfds().decode.SkipDecoding()}
     try:
         source = builder.as_data_source(split=split, decoders=decoders)
     except NotImplementedError:
         found = builder.info.file_format.value
         raise ValueError(_not_prepared(builder, name, data_dir, found)) from None
-    except (ValueError, KeyError) as error:
+    _check_files(builder, sorted(set(part.filepaths)))
+    return source
+
+
+def _part(builder, split):
+    try:
+        part = builder.info.splits[split]
+    except (ValueError, KeyError, NotImplementedError) as error:
         message = str(error).splitlines()[0]
         raise ValueError(
             f"`split` must be one of {', '.join(map(repr, builder.info.splits))}, or a "
             f"part of one. Received: split={split!r} ({message})"
         ) from error
-    _check_files(builder, split)
-    return source
+    if part.num_examples < 1:
+        raise ValueError(
+            f"`split` must hold a record. Received: split={split!r} of "
+            f"{builder.info.full_name}, which is empty"
+        )
+    return part
 
 
-def _check_files(builder, split):
-    name = split.split("[")[0]
-    files = builder.info.splits[name].filepaths if name in builder.info.splits else ()
+def _check_files(builder, files):
     missing = [os.fspath(path) for path in files if not path.exists()]
     if missing:
         raise ValueError(

@@ -100,8 +100,9 @@ def test_colour_becomes_grey_where_asked():
         encoded(pixels(7, 40, 40))[:-300],
         encoded(Image.fromarray(np.zeros((4, 4), "float32")), "tiff"),
         encoded(Image.fromarray(np.full((4, 4), 70000, "int32")), "tiff"),
+        encoded(Image.fromarray(np.full((4, 4), -1, "int32")), "tiff"),
     ],
-    ids=["empty", "text", "cut jpeg", "cut png", "floats", "32 bits"],
+    ids=["empty", "text", "cut jpeg", "cut png", "floats", "32 bits", "negative"],
 )
 def test_what_is_no_whole_image_is_corrupt(data):
     with pytest.raises(CorruptRecordError):

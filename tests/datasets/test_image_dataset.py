@@ -198,6 +198,17 @@ def test_the_fingerprint_changes_with_what_decides_the_stream():
     assert load((images + 1, labels), 6).fingerprint != fingerprint
 
 
+def test_numpy_numbers_are_stored_as_python_has_them():
+    given = {"batch_size": 6, "seed": 3, "steps_per_epoch": 2, "image_size": 2}
+    given |= {"channels": 1, "process_index": 0, "process_count": 2}
+    expected = load(arrays(), **given)
+    as_numpy = {name: np.int64(value) for name, value in given.items()}
+    dataset = load(arrays(), **as_numpy)
+    assert json.dumps(dataset.fingerprint) == json.dumps(expected.fingerprint)
+    assert json.loads(json.dumps(dataset.get_state())) == {"epoch": 0}
+    assert_same([dataset[0]], [expected[0]])
+
+
 class Seen(keras.callbacks.Callback):
     """Losses, and where the data are after each epoch."""
 

@@ -1,5 +1,6 @@
 """Each source comes in by the same way."""
 
+import json
 import pickle
 
 import numpy as np
@@ -140,6 +141,8 @@ def test_latents_are_sampled_afresh_and_normalized(latents):
     scaled = load(folder, 6, shuffle=False, sigma_data=1.0)
     np.testing.assert_allclose(scaled[0][0], 2 * samples[0], rtol=1e-6)
     assert scaled.fingerprint != dataset.fingerprint
+    same = load(folder, 6, shuffle=False, sigma_data=np.float32(1.0))
+    assert json.dumps(same.fingerprint) == json.dumps(scaled.fingerprint)
     assert (
         load(folder, 6, seed=1, shuffle=False)[0][0][0, 0, 0, 0] != samples[0].flat[0]
     )
@@ -186,6 +189,7 @@ def test_labels_that_are_not_read_are_not_checked(tmp_path, labels):
         ("/nowhere/at/all", "`source` must be there"),
         ("nowhere.npz", r"Cannot read nowhere\.npz"),
         ("no_such_data", "file, a folder or the name of a data set"),
+        ("", "`source` must not be empty"),
         (7, "`source` must be a name, a path, an array or a tuple"),
         ((pixels(0),), "of 1 elements"),
     ],

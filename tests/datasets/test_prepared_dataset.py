@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -96,8 +97,38 @@ def test_wrong_names_and_splits_are_said_shortly(data_dir):
     with pytest.raises(ValueError, match="source='no_such_data'") as error:
         PreparedDataset("no_such_data", "train", data_dir)
     assert len(str(error.value)) < 300
-    with pytest.raises(ValueError, match="one of 'train', 'test', or a part"):
-        PreparedDataset("tiny_shapes", "validation", data_dir)
+    for split in ("validation", "", "train[", "all[:2]"):
+        with pytest.raises(ValueError, match="one of 'train', 'test', or a part"):
+            PreparedDataset("tiny_shapes", split, data_dir)
+
+
+@pytest.mark.parametrize("split", ["train[5:2]", "train[2:2]", "train[7:]"])
+def test_an_empty_part_of_a_split_is_refused(data_dir, split):
+    with pytest.raises(ValueError, match="`split` must hold a record") as error:
+        load("tiny_shapes", 1, split=split, data_dir=data_dir)
+    assert f"split={split!r} of tiny_shapes/1.0.0" in str(error.value)
+
+
+@pytest.mark.parametrize("split", ["train", "train[:3]", "train+test", "all"])
+def test_missing_files_are_found_whatever_the_split(tmp_path, data_dir, split):
+    shutil.copytree(data_dir, tmp_path / "copy")
+    assert len(PreparedDataset("tiny_shapes", split, tmp_path / "copy")) in (3, 7, 10)
+    (file,) = (tmp_path / "copy").rglob("*-train.array_record*")
+    file.unlink()
+    with pytest.raises(ValueError, match=r"1 of [12] files are missing"):
+        PreparedDataset("tiny_shapes", split, tmp_path / "copy")
+
+
+def test_a_file_that_cannot_be_opened_is_not_skipped(data_dir, monkeypatch):
+    dataset = load("tiny_shapes", 7, data_dir=data_dir, on_corrupt="skip")
+
+    class Unreachable:
+        def __getitem__(self, index):
+            raise OSError("Stale file handle")
+
+    monkeypatch.setattr(dataset._records.source, "_source", Unreachable())
+    with pytest.raises(OSError, match="Stale file handle"):
+        dataset.read_record(0)
 
 
 def test_damaged_files_are_corrupt_records_and_missing_ones_an_error(tmp_path):
