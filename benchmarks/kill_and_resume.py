@@ -4,11 +4,14 @@
 
 It trains `examples/cifar10.py --smoke`, or another --example, in a folder, undisturbed.
 Then it does the same in another folder, kills the process by SIGKILL at `--kills`
-random moments, every other one while a checkpoint is being written, starts the same
-command again after each, and compares the last checkpoints bit by bit: weights,
-averages, optimizer, random states and the losses of all epochs.
+random moments, starts the same command again after each, and compares the last
+checkpoints bit by bit: weights, averages, optimizer, random states and the losses of
+all epochs. The moments are, in turn: within half a second of a new checkpoint; while a
+checkpoint is being written; anywhere in the time that the undisturbed run took to its
+first checkpoint.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -19,7 +22,7 @@ import sys
 import tempfile
 import time
 
-import h5py
+import numpy as np
 from absl import app, flags
 
 FLAGS = flags.FLAGS
@@ -48,7 +51,7 @@ def start(arguments, log):
 
 
 def checkpoints(out):
-    return sorted(pathlib.Path(out, "checkpoints").glob("step-*"))
+    return sorted(pathlib.Path(out, "checkpoints").glob("epoch-*"))
 
 
 def wait_until(condition, process):
@@ -61,61 +64,65 @@ def wait_until(condition, process):
     return False
 
 
-def kill_at_random(process, out, moments, while_writing):
-    """Kills after a random number of further epochs; returns False if it ended."""
+def kill_after_checkpoint(process, out, moments, start_up):
+    newest = checkpoints(out)[-1:]
+    if wait_until(lambda: checkpoints(out)[-1:] != newest, process):
+        time.sleep(moments.uniform(0.0, 0.5))
+
+
+def kill_while_writing(process, out, moments, start_up):
     folder = pathlib.Path(out, "checkpoints")
-    done = len(checkpoints(out)) and checkpoints(out)[-1].name
-    if not wait_until(
-        lambda: checkpoints(out) and checkpoints(out)[-1].name != done, process
-    ):
-        return False
-    time.sleep(moments.uniform(0.0, 0.5))
-    if while_writing and not wait_until(
-        lambda: any(folder.glob(".unfinished-step-*")), process
-    ):
-        return False
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    return True
+    wait_until(lambda: any(folder.glob(".unfinished-epoch-*")), process)
+
+
+def kill_while_starting(process, out, moments, start_up):
+    time.sleep(moments.uniform(0.0, start_up))
+
+
+KINDS = {
+    "after a checkpoint": kill_after_checkpoint,
+    "while writing": kill_while_writing,
+    "while starting": kill_while_starting,
+}
 
 
 def contents(out):
     """The arrays and the losses of the last checkpoint."""
     folder = checkpoints(out)[-1]
-    arrays = {}
-    with h5py.File(folder / "model.weights.h5") as file:
-        file.visititems(
-            lambda name, item: (
-                arrays.update({name: item[()].tobytes()})
-                if isinstance(item, h5py.Dataset)
-                else None
-            )
-        )
+    with np.load(folder / "training_state.npz") as file:
+        arrays = {name: file[name].tobytes() for name in file.files}
     state = json.loads((folder / "state.json").read_text())
     losses = [entry["loss"] for entry in state["logs"]]
     return arrays, state["step"], state["dataset"], losses
 
 
+def run_undisturbed(arguments, out, log):
+    """Seconds to the first checkpoint."""
+    began = time.monotonic()
+    process = start(arguments, log)
+    wait_until(lambda: checkpoints(out), process)
+    seconds = time.monotonic() - began
+    if process.wait() != 0:
+        raise RuntimeError(f"The undisturbed run failed: see {log.name}")
+    return seconds
+
+
 def run(example, kills, epochs, folder, seed):
-    """Runs both; returns how many kills there were, in what, and what differs."""
+    """Runs both; returns the kills of each kind, what was compared and what differs."""
     moments = random.Random(seed)
     whole, killed = (pathlib.Path(folder, name) for name in ("whole", "killed"))
     log = open(pathlib.Path(folder, "log.txt"), "w")  # noqa: SIM115, two processes'
-    if start(command(example, whole, epochs), log).wait() != 0:
-        raise RuntimeError(f"The undisturbed run failed: see {log.name}")
-    counts = {"kills": 0, "while writing": 0, "unfinished folders seen": 0}
-    while True:
+    start_up = run_undisturbed(command(example, whole, epochs), whole, log)
+    counts = dict.fromkeys(KINDS, 0)
+    for kind in itertools.islice(itertools.cycle(KINDS), kills):
         process = start(command(example, killed, epochs), log)
-        writing = counts["kills"] % 2 == 1
-        if counts["kills"] == kills or not kill_at_random(
-            process, killed, moments, writing
-        ):
+        KINDS[kind](process, killed, moments, start_up)
+        if process.poll() is not None:
             break
-        counts["kills"] += 1
-        counts["while writing"] += writing
-        left = pathlib.Path(killed, "checkpoints").glob(".unfinished-step-*")
-        counts["unfinished folders seen"] += any(left)
-    if process.wait() != 0:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        counts[kind] += 1
+    if start(command(example, killed, epochs), log).wait() != 0:
         raise RuntimeError(f"The last run failed: see {log.name}")
     ours, theirs = contents(whole), contents(killed)
     names = sorted(ours[0].keys() | theirs[0].keys())
@@ -137,10 +144,10 @@ def main(_):
         counts, arrays, losses, different = run(
             FLAGS.example, FLAGS.kills, FLAGS.epochs, folder, FLAGS.kill_seed
         )
-    print(", ".join(f"{name}: {count}" for name, count in counts.items()))
+    print("killed", ", ".join(f"{name}: {count}" for name, count in counts.items()))
     print(f"compared: {arrays} arrays and {losses} losses")
     print(f"different: {', '.join(different) if different else 'nothing'}")
-    if different or counts["kills"] < FLAGS.kills:
+    if different or sum(counts.values()) < FLAGS.kills:
         raise SystemExit(1)
 
 

@@ -39,14 +39,13 @@ SMOKE_NETWORK = {
 
 
 def load(recipe, batch_size, held_out=False, **options):
-    source = FLAGS.dataset
-    if held_out:
-        source = FLAGS.held_out or source
-        options["split"] = "train" if os.path.exists(source) else "test"
+    source = (FLAGS.held_out or FLAGS.dataset) if held_out else FLAGS.dataset
+    if not os.path.exists(source) or (FLAGS.data_dir and source == "cifar10"):
+        options["data_dir"] = FLAGS.data_dir
+        options["split"] = "test" if held_out else "train"
     return keras_imm.datasets.load(
         source,
         batch_size,
-        data_dir=FLAGS.data_dir,
         image_size=recipe.image_shape[0],
         labels=False,
         **options,

@@ -93,6 +93,8 @@ def main(_):
     strategy = paper_run.start()
     if FLAGS.smoke:
         FLAGS.data_dir = str(paper_run.smoke_data(make_smoke_data))
+    if FLAGS.vae:
+        autoencoder()  # a wrong path is known before training
     if FLAGS.data_dir is None:
         raise app.UsageError("--data_dir is needed: a folder of latents.")
     paper_run.train(

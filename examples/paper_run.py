@@ -19,7 +19,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from absl import flags
+from absl import app, flags
 
 import keras_imm
 from keras_imm import callbacks, distribution, recipes
@@ -170,12 +170,15 @@ def train(task: Task, strategy: distribution.Strategy) -> None:
     """Trains the recipe of a task, or goes on with it, and measures it at the end."""
     overrides, network = task.overrides(), task.network()
     recipe = recipes.get(task.recipe, **overrides)
+    steps_per_epoch = min(FLAGS.steps_per_epoch, recipe.iterations)
+    if recipe.iterations % steps_per_epoch:
+        raise app.UsageError("--iterations must be a multiple of --steps_per_epoch.")
     keras.utils.set_random_seed(FLAGS.seed)
     dataset = task.load(
         recipe,
         recipe.batch_size,
         seed=FLAGS.seed,
-        steps_per_epoch=FLAGS.steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
         num_workers=FLAGS.num_workers,
         on_corrupt=FLAGS.on_corrupt,
         process_index=distribution.process_index(),
@@ -208,7 +211,7 @@ def train(task: Task, strategy: distribution.Strategy) -> None:
     )
     model.fit(
         dataset,
-        epochs=-(-recipe.iterations // FLAGS.steps_per_epoch),
+        epochs=recipe.iterations // steps_per_epoch,
         verbose=2 if chief else 0,
         callbacks=[
             *watching(task, recipe, quality, out),
@@ -274,6 +277,13 @@ class Quality:
         count = min(FLAGS.num_samples, load(1).num_records)
         batch = load(count)[0]
         self.images, labels = batch if isinstance(batch, tuple) else (batch, None)
+        unit = recipe.group_size * distribution.num_devices()
+        whole = min(recipe.batch_size // FLAGS.accumulation_steps, count)
+        self.loss_batch = whole // unit * unit
+        if not self.loss_batch:
+            raise app.UsageError(
+                f"--held_out must have {unit} images or more. It has {count}."
+            )
         self.labels = labels if recipe.num_classes else None
         self.arguments = {
             "labels": self.labels,
@@ -315,7 +325,7 @@ def report(task: Task, model: Any, recipe: Any, quality: "Quality", logs: list) 
         "settings": {name: str(value) for name, value in task.overrides().items()},
         "backend": keras.backend.backend(),
         "keras_imm": keras_imm.__version__,
-        "held_out_loss": held_out_loss(task, model, recipe),
+        "held_out_loss": held_out_loss(task, model, recipe, quality),
         "num_samples": len(quality.images),
         "samples": rows,
         "epochs": logs,
@@ -329,13 +339,11 @@ def report(task: Task, model: Any, recipe: Any, quality: "Quality", logs: list) 
     (out_folder() / "results.json").write_text(text)
 
 
-def held_out_loss(task: Task, model: Any, recipe: Any) -> float:
+def held_out_loss(task: Task, model: Any, recipe: Any, quality: "Quality") -> float:
     """The loss on the data that samples are compared with."""
-    count = task.load(recipe, 1, held_out=True, shuffle=False).num_records
-    unit = recipe.group_size * distribution.num_devices()
     data = task.load(
         recipe,
-        min(recipe.batch_size, count) // unit * unit,
+        quality.loss_batch,
         held_out=True,
         shuffle=False,
         process_index=distribution.process_index(),

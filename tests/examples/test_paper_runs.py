@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scripts import ROOT, run_script
 
-import keras_imm  # noqa: F401, registers what a saved model is made of
+from keras_imm.latents import shard_files
 
 SMALL_UNET = {"model_channels": 4, "channel_mult": [1], "num_blocks": 1}
 SMALL_DIT = {"hidden_size": 16, "depth": 1, "num_heads": 2}
@@ -36,7 +36,7 @@ def check_results(out, steps, epochs):
     assert results["backend"] == keras.backend.backend()
     names = {f"frechet_pooled_{n}_step{'s' if n > 1 else ''}" for n in steps}
     assert names | {"loss", "learning_rate"} <= results["epochs"][-1].keys()
-    assert len(list((out / "checkpoints").glob("step-*"))) == 2
+    assert len(list((out / "checkpoints").glob("epoch-*"))) == 2
     assert len(list((out / "logs").glob("*tfevents*"))) >= 1
     return results
 
@@ -84,43 +84,71 @@ def test_cifar10_from_tfds(tmp_path):
     assert "`dataset.batch_size` was 8 and is 16" in other.stderr
 
 
-def test_imagenet_smoke_with_accumulation(tmp_path):
+def test_cifar10_smoke(tmp_path):
+    assert "CIFAR-10" in run("cifar10", tmp_path, "--smoke", "--data_dir=nowhere")
+    check_results(tmp_path, steps=[1, 2], epochs=2)
+    picture = np.asarray(keras.utils.load_img(tmp_path / "samples_0000006.png"))
+    assert picture.shape == (2 * 18, 16 * 18, 3) and picture.std() > 20
+
+
+def write_latents(folder, mirrored):
+    """40 records in two shards, as examples/encode_latents.py leaves them."""
+    rng = np.random.default_rng(0)
+    shard_files.claim_folder(folder, {"source": "a test"})
+    for shard in range(2):
+        records = np.zeros(20, shard_files.record_dtype((8, 8, 8), "float16", mirrored))
+        for name in ("moments", "mirrored")[: 1 + mirrored]:
+            records[name] = np.abs(rng.standard_normal((20, 8, 8, 8)))
+        records["label"] = np.arange(20) % 4
+        shard_files.write_shard(folder, shard, records)
+    description = {"moments_shape": (8, 8, 8), "dtype": "float16"}
+    description |= {"mirrored": mirrored, "num_classes": 4, "class_names": None}
+    shard_files.write_manifest(folder, 2, description)
+
+
+def test_imagenet_from_latents_with_accumulation(tmp_path):
+    write_latents(tmp_path / "train", mirrored=True)
+    write_latents(tmp_path / "val", mirrored=False)
     printed = run(
-        "imagenet", tmp_path, "--smoke", "--accumulation_steps=2", "--dtype=float32"
+        "imagenet",
+        tmp_path / "out",
+        *(f"--data_dir={tmp_path / 'train'}", f"--held_out={tmp_path / 'val'}"),
+        *("--flip", "--accumulation_steps=2", "--recipe=imagenet256_dit_s_2"),
+        *("--set=image_shape=(8,8,4)", "--set=num_classes=4"),
+        f"--network={json.dumps(SMALL_DIT)}",
+        *SHORT,
     )
     assert "ImageNet" in printed
-    check_results(tmp_path, steps=[1, 2, 4, 8], epochs=2)
-    picture = keras.utils.load_img(tmp_path / "samples_0000006.png")
-    assert np.asarray(picture).shape == (4 * 10, 16 * 10, 3)
-    assert np.asarray(picture).std() > 20
-
-
-def test_imagenet_needs_a_folder_of_latents(tmp_path):
-    missing = run_script("examples/imagenet.py", f"--out={tmp_path}")
-    assert missing.returncode != 0 and "--data_dir is needed" in missing.stderr
+    check_results(tmp_path / "out", steps=[8], epochs=2)
+    model = keras.saving.load_model(tmp_path / "out" / "model.keras")
+    assert model.num_classes == 4 and model.accumulation_steps == 2
 
 
 def test_a_run_killed_at_random_moments_ends_bit_equal(tmp_path):
-    """benchmarks/kill_and_resume.py kills more often."""
+    """Of imagenet --smoke. benchmarks/kill_and_resume.py kills more often."""
     environment = {"KERAS_BACKEND": keras.backend.backend(), "PYTHONPATH": str(ROOT)}
     with mock.patch.dict(os.environ, environment):
         counts, arrays, losses, different = kill_and_resume.run(
             example="imagenet", kills=2, epochs=8, folder=pathlib.Path(tmp_path), seed=1
         )
-    assert counts["kills"] == 2 and counts["while writing"] == 1
+    assert counts == {
+        **{"after a checkpoint": 1, "while writing": 1},
+        "while starting": 0,
+    }
+    results = json.loads((tmp_path / "killed" / "results.json").read_text())
+    assert [row["steps"] for row in results["samples"]] == [1, 2, 4, 8]
+    assert len(results["epochs"]) == 8
     assert (arrays > 100, losses) == (True, 8)
     assert different == []
 
 
 @pytest.mark.parametrize("change", ["weights", "losses"])
 def test_the_comparison_of_runs_sees_a_difference(tmp_path, change):
-    import h5py
-
     for name in ("a", "b"):
-        folder = tmp_path / name / "checkpoints" / "step-000000001"
+        folder = tmp_path / name / "checkpoints" / "epoch-000001"
         folder.mkdir(parents=True)
-        with h5py.File(folder / "model.weights.h5", "w") as file:
-            file["x"] = np.array([float(name == "b" and change == "weights")])
+        weights = np.array([float(name == "b" and change == "weights")])
+        np.savez(folder / "training_state.npz", x=weights)
         loss = float(name == "b" and change == "losses")
         state = {"step": 1, "dataset": None, "logs": [{"epoch": 1, "loss": loss}]}
         (folder / "state.json").write_text(json.dumps(state))
