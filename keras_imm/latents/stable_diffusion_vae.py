@@ -125,7 +125,7 @@ class StableDiffusionVAE:
 
         Args:
             images: (batch, H, W, 3), uint8 or floats in [-1, 1]; H and W multiples
-                of 8.
+                of 8, above 0.
 
         Returns:
             Mean and standard deviation, float32 (batch, H / 8, W / 8, 4) each, not
@@ -194,15 +194,17 @@ def _to_model_range(images):
 
 def _check_images(images):
     images = _to_numpy(images)
-    is_float = np.issubdtype(images.dtype, np.floating)
+    # NumPy does not count bfloat16 among its floats.
+    is_bfloat16 = images.dtype.name == "bfloat16"
+    is_float = is_bfloat16 or np.issubdtype(images.dtype, np.floating)
     if images.ndim != 4 or images.shape[3] != 3 or not len(images):
         raise ValueError(
             "`images` must have shape (batch, H, W, 3) with a batch of at least 1. "
             f"Received: shape {images.shape}"
         )
-    if images.shape[1] % DOWNSAMPLING or images.shape[2] % DOWNSAMPLING:
+    if any(side % DOWNSAMPLING or not side for side in images.shape[1:3]):
         raise ValueError(
-            f"H and W of `images` must be multiples of {DOWNSAMPLING}. "
+            f"H and W of `images` must be multiples of {DOWNSAMPLING}, above 0. "
             f"Received: shape {images.shape}"
         )
     if images.dtype != np.uint8 and not is_float:
@@ -236,10 +238,10 @@ def _check_moments(moments):
 
 def _check_latents(name, latents):
     latents = _to_numpy(latents)
-    if latents.ndim != 4 or latents.shape[3] != len(MEAN) or not len(latents):
+    if latents.ndim != 4 or latents.shape[3] != len(MEAN) or not latents.size:
         raise ValueError(
-            f"`{name}` must have shape (batch, h, w, {len(MEAN)}) with a batch of at "
-            f"least 1. Received: shape {latents.shape}"
+            f"`{name}` must have shape (batch, h, w, {len(MEAN)}) with batch, h and w "
+            f"of at least 1. Received: shape {latents.shape}"
         )
     latents = latents.astype("float32")
     if not np.isfinite(latents).all():

@@ -107,6 +107,20 @@ def test_log_variance_is_clipped(vae, monkeypatch):
     np.testing.assert_allclose(std[0, 0, 0], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_tensors_of_any_floats_reach_the_encoder_in_float32(vae, monkeypatch, dtype):
+    seen = []
+    monkeypatch.setattr(
+        vae.encoder,
+        "predict_on_batch",
+        lambda x: seen.append(x) or np.zeros((len(x), 1, 1, 8), "float32"),
+    )
+    images = np.linspace(-1, 1, 3 * 64).reshape(1, 8, 8, 3)
+    vae.encode(keras.ops.convert_to_tensor(images, dtype))
+    assert seen[0].dtype == np.float32
+    np.testing.assert_allclose(seen[0], images, atol=2**-8)
+
+
 def test_samples_have_the_moments_and_follow_the_seed(vae):
     mean = np.random.default_rng(0).normal(size=(2, 40, 40, 4)).astype("float32")
     std = np.full_like(mean, 0.3)
@@ -285,6 +299,12 @@ def test_wrong_images_latents_and_moments_are_refused(vae):
         vae.encode(np.zeros((8, 8, 3), "uint8"))
     with pytest.raises(ValueError, match=r"multiples of 8.*\(1, 8, 12, 3\)"):
         vae.encode(np.zeros((1, 8, 12, 3), "uint8"))
+    with pytest.raises(ValueError, match=r"above 0.*\(1, 0, 8, 3\)"):
+        vae.encode(np.zeros((1, 0, 8, 3)))
+    with pytest.raises(ValueError, match=r"above 0.*\(1, 8, 0, 3\)"):
+        vae.encode(np.zeros((1, 8, 0, 3), "uint8"))
+    with pytest.raises(ValueError, match=r"at least 1.*\(1, 0, 2, 4\)"):
+        vae.decode(np.zeros((1, 0, 2, 4)))
     with pytest.raises(ValueError, match="int64"):
         vae.encode(np.zeros((1, 8, 8, 3), "int64"))
     with pytest.raises(ValueError, match=r"\[-1, 1\]. Received: floats in \[0.0, 255"):
