@@ -112,11 +112,21 @@ def test_images_are_those_of_the_model(evaluation, model, scale, grid, steps):
 
 
 def test_restart_adds_new_noise_at_each_step(evaluation, model):
-    """With the same noise twice, the images would be others."""
+    """The sampler of the package, with noises that are not each other's."""
     images = evaluation.Images(model, pixels_to_uint8, sampler="restart")
-    noise = images.draw(0, 3)[1]
+    label, noise = images.draw(0, 3)
     assert noise.shape == (3, *SHAPE)
     assert np.abs(np.corrcoef(noise.reshape(3, -1)) - np.eye(3)).max() < 0.3
+    expected = keras_imm.samplers.restart(
+        lambda x, t, s: model.flow_map(x, t, s, labels=label),
+        model.sigma_data * noise[:1],
+        images.times(3),
+        model.schedule,
+        lambda i: model.sigma_data * noise[i + 1 : i + 2],
+    )
+    expected = pixels_to_uint8(keras.ops.convert_to_numpy(expected))
+    found = images.generate([0], evaluation.Setting(3, None))
+    assert np.abs(found.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.skipif(

@@ -41,12 +41,12 @@ def test_two_processes_one_of_which_was_killed(golden, reference, tmp_path):
         f1, logits = golden["f1"][indices], golden["logits"][indices]
         quality.update(f1, f1[:, :5], logits, indices=indices)
 
-    update(first, np.arange(1, 300, 2))
+    update(first, np.arange(300, 450))
     np.savez(tmp_path / "state.npz", **first.state())
     first = metrics.SampleQuality(reference)
     first.set_state(dict(np.load(tmp_path / "state.npz")))
-    update(first, np.arange(301, 600, 2))
-    update(second, np.arange(0, 600, 2))
+    update(first, np.arange(450, 600))
+    update(second, np.arange(300))
     first.merge(second)
     assert first.count == 600
     assert first.result() == pytest.approx(expected(golden), rel=1e-5)
