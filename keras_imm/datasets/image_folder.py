@@ -21,8 +21,8 @@ class ImageFolder:
 
     Args:
         folder: The folder. Where its subfolders are splits ("train", "val", "test"),
-            or "train" and another split are among them, the one named `split` is
-            taken. Links to folders are followed, and each folder read once per class.
+            or two of them are, the one named `split` is taken. Links to folders are
+            followed, and each folder is read once per class.
         split: Name of the split.
 
     Attributes:
@@ -82,8 +82,7 @@ class ImageFolder:
 def _split_folder(folder, split):
     _, subfolders = _entries(folder)
     splits = [name for name in subfolders if name in _SPLITS]
-    only_splits = bool(splits) and splits == subfolders
-    if only_splits or ("train" in splits and len(splits) > 1):
+    if len(splits) > 1 or (splits and splits == subfolders):
         if split not in splits:
             raise ValueError(
                 f"`split` must be one of the splits in {folder}: "

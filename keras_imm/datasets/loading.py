@@ -55,7 +55,8 @@ def load(
         batch_size: Images per batch, of all processes together. Batches are always
             full.
         split: Split of a data set of tfds, or part of one such as "train[:90%]"; the
-            subfolder to take of a folder whose subfolders are "train", "val" or "test".
+            subfolder to take of a folder whose subfolders are "train", "val" or "test",
+            whatever else lies beside two of these.
         data_dir: Folder of prepared data sets of tfds. Default: tfds's own. With it,
             `source` is always such a name, even where there is a folder so called.
         image_size: Side in pixels of the square to resize and crop images to, above 0,

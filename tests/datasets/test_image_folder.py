@@ -56,6 +56,9 @@ def test_splits_beside_another_folder_are_no_classes(tmp_path):
     assert len(ImageFolder(tmp_path, "val")) == 2
     with pytest.raises(ValueError, match=r"one of .*: 'train', 'val'\. Received"):
         ImageFolder(tmp_path, "devkit")
+    (tmp_path / "train").rename(tmp_path / "test")
+    with pytest.raises(ValueError, match=r"one of .*: 'test', 'val'\. Received"):
+        ImageFolder(tmp_path)
 
 
 def test_a_class_may_be_called_like_a_split(tmp_path):
