@@ -193,9 +193,7 @@ def _covariance_factor(covariance, name, size):
             f"asymmetry of {asymmetry:.3g} and a least eigenvalue of {values[0]:.3g}, "
             f"with entries up to {scale:.3g}."
         )
-    # Below this they are the rounding of zeros, whose roots would not be small.
-    values[values < size * np.finfo(values.dtype).eps * values[-1]] = 0.0
-    return np.sqrt(values)[:, None] * vectors.T
+    return np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
 
 
 def _real(array, name, ndim):
