@@ -1,17 +1,22 @@
 """Folders that are there whole or not at all, whenever a process is killed."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import shutil
+import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _UNFINISHED = ".unfinished-"
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 
 
 @contextlib.contextmanager
-def atomic_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def atomic_directory(
+    path: str | os.PathLike | Callable[[], str | os.PathLike],
+) -> Iterator[pathlib.Path]:
     """Makes a folder that appears under its name only when it is complete.
 
     The body writes into a temporary folder beside it, which is synchronised with the
@@ -19,17 +24,20 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     process is killed, what is left is removed by `remove_unfinished`.
 
     Args:
-        path: The folder to make. It must not exist.
+        path: The folder to make. It must not exist. Or a function that returns a free
+            one, in the same parent, which is asked at the end, and again if another
+            process has been faster.
 
     Yields:
         Path of the temporary folder.
 
     Raises:
-        FileExistsError: If `path` exists at the end.
+        FileExistsError: If `path` is no function and exists at the end.
         OSError: If the disk is full or read-only, among others.
     """
-    path = pathlib.Path(path)
-    temporary = path.with_name(f"{_UNFINISHED}{path.name}-{uuid.uuid4().hex[:8]}")
+    choose = path if callable(path) else lambda: path
+    chosen = pathlib.Path(choose())
+    temporary = _unfinished(chosen)
     temporary.mkdir()
     try:
         yield temporary
@@ -37,27 +45,60 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             for file in files:
                 _synchronise(os.path.join(folder, file))
             _synchronise(folder)
-        if path.exists():
-            raise FileExistsError(f"{str(path)!r} exists already")
-        temporary.rename(path)
+        while True:
+            chosen = pathlib.Path(choose())
+            if not callable(path) and chosen.exists():
+                raise FileExistsError(f"{str(chosen)!r} exists already")
+            try:
+                temporary.rename(chosen)
+                break
+            except OSError as error:
+                if not callable(path) or error.errno not in _TAKEN:
+                    raise
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _synchronise(path.parent)
+    _synchronise(chosen.parent)
 
 
 def remove_directory(path: str | os.PathLike) -> None:
     """Removes a folder so that no reader finds it in part."""
     path = pathlib.Path(path)
-    doomed = path.with_name(f"{_UNFINISHED}{path.name}-{uuid.uuid4().hex[:8]}")
+    doomed = _unfinished(path)
     path.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def remove_unfinished(parent: str | os.PathLike) -> None:
-    """Removes what killed processes left of folders in `parent`."""
+def remove_unfinished(parent: str | os.PathLike, ended: bool = False) -> None:
+    """Removes what killed processes left of folders in `parent`.
+
+    Args:
+        parent: The folder to clean.
+        ended: Whether to leave the folders of processes that may be running: of all
+            but those of this machine that have ended.
+    """
     for path in pathlib.Path(parent).glob(f"{_UNFINISHED}*"):
-        shutil.rmtree(path, ignore_errors=True)
+        if not ended or _has_ended(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _unfinished(path: pathlib.Path) -> pathlib.Path:
+    """A new name beside a folder, which says whose it is."""
+    owner = f"{socket.gethostname()}@{os.getpid()}"
+    return path.with_name(f"{_UNFINISHED}{path.name}-{owner}@{uuid.uuid4().hex[:8]}")
+
+
+def _has_ended(path: pathlib.Path) -> bool:
+    owner, *numbers = path.name.split("@")
+    if not owner.endswith(f"-{socket.gethostname()}") or not numbers[0].isdecimal():
+        return False
+    try:
+        os.kill(int(numbers[0]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def _synchronise(path) -> None:

@@ -4,17 +4,36 @@ import os
 from typing import Any
 
 from keras_imm.imm import IMM
+from keras_imm.latents import StableDiffusionVAE
 from keras_imm.validation import check_instance
 
 
 def check_model(model: Any) -> None:
     """Raises ValueError unless it is a built model or the path of a file."""
     if isinstance(model, (str, os.PathLike)):
-        if not os.path.exists(model):
-            raise ValueError(f"There is no model at {os.fspath(model)!r}.")
+        if not os.path.isfile(model):
+            raise ValueError(f"There is no model file at {os.fspath(model)!r}.")
         return
     check_instance("model", model, IMM)
     if not model.built:
         raise ValueError(
             "`model` must be built: train it, call it on data, or `build` it."
+        )
+    if None in model.data_shape:
+        raise ValueError(
+            "`model` must be built for data of one shape. "
+            f"Received: a model of data of the shape {model.data_shape}"
+        )
+
+
+def check_latents(latents: Any, model: Any) -> None:
+    """Raises ValueError unless it is None or an autoencoder of the model's latents."""
+    if latents is None:
+        return
+    check_instance("latents", latents, StableDiffusionVAE)
+    channels = latents.decoder.input_shape[-1]
+    if isinstance(model, IMM) and model.data_shape[-1] != channels:
+        raise ValueError(
+            f"`latents` decodes {channels} channels. Received: a model of data of the "
+            f"shape {model.data_shape}"
         )

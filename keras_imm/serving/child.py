@@ -5,6 +5,7 @@ import json
 import pathlib
 import sys
 import traceback
+import warnings
 
 from keras_imm.serving import child_process
 
@@ -20,11 +21,13 @@ def main(path: str) -> int:
     """
     request = json.loads(pathlib.Path(path).read_text())
     try:
-        carry_out(request)
+        with warnings.catch_warnings(record=True, action="always") as caught:
+            carry_out(request)
     except Exception as error:
         traceback.print_exc()
         print(child_process.failed(error), flush=True)
         return 1
+    print(child_process.warned(caught), flush=True)
     return 0
 
 
@@ -37,13 +40,16 @@ def carry_out(request: dict) -> None:
 
     arguments = request["arguments"]
     settings = Settings(**arguments["settings"]).checked()
+    # A model that the parent made itself may run its own code.
+    safe_mode = False if request["own"] else None
+    model = tensorflow_export.load(request["model"], safe_mode)
     if request["task"] == "onnx":
         from keras_imm.serving import onnx_export
 
-        onnx_export.write(request["model"], pathlib.Path(arguments["path"]), settings)
+        onnx_export.write(model, pathlib.Path(arguments["path"]), settings)
         return
     folder = pathlib.Path(arguments["folder"])
-    tensorflow_export.write(request["model"], folder, settings, _decoder(request))
+    tensorflow_export.write(model, folder, settings, _decoder(request))
 
 
 def _decoder(request: dict):

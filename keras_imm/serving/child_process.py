@@ -7,11 +7,21 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import warnings
 from typing import Any
+
+import keras
 
 from keras_imm.imm import IMM
 
 _FAILED = "keras_imm export failed: "
+_WARNED = "keras_imm export warned: "
+_KINDS = {
+    "ValueError": ValueError,
+    "ImportError": ImportError,
+    "ModuleNotFoundError": ImportError,
+    "OSError": OSError,
+}
 
 
 def run(
@@ -29,13 +39,15 @@ def run(
         vae: Autoencoder whose decoder it takes, or None.
 
     Raises:
-        RuntimeError: If it fails; the message is its own.
+        Exception: If it fails, with its own message: a ValueError, ImportError or
+            OSError where it raised one, otherwise a RuntimeError.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        request = {"task": task, "arguments": arguments, "modules": []}
-        if isinstance(model, IMM):
+        own = isinstance(model, IMM)
+        request = {"task": task, "arguments": arguments, "own": own}
+        request["modules"] = _modules(model if own else None)
+        if own:
             request["model"] = os.path.join(temporary, "model.keras")
-            request["modules"] = _modules(model)
             model.save(request["model"])
         else:
             request["model"] = os.path.abspath(model)
@@ -46,13 +58,17 @@ def run(
         path = pathlib.Path(temporary, "request.json")
         path.write_text(json.dumps(request))
         result = subprocess.run(
-            [sys.executable, "-m", "keras_imm.serving.child", str(path)],
+            [sys.executable, "-P", "-m", "keras_imm.serving.child", str(path)],
             env=_environment(),
             capture_output=True,
             text=True,
         )
     if result.returncode:
-        raise RuntimeError(_reason(result))
+        raise _error(result)
+    for line in result.stdout.splitlines():
+        if line.startswith(_WARNED):
+            for message in json.loads(line.removeprefix(_WARNED)):
+                warnings.warn(message, stacklevel=4)
 
 
 def export(
@@ -63,42 +79,70 @@ def export(
     run("saved_model", model, arguments, vae)
 
 
-def _modules(model: IMM) -> list[str]:
-    """Modules of a user's own classes, which the child must import to know them."""
-    pieces = [model.backbone, model.augmentation, model.schedule, model.kernel]
-    pieces += [model.parameterization, model.time_mapping, model.weighting]
-    names = {type(piece).__module__ for piece in pieces if piece is not None}
-    return sorted(
-        name
-        for name in names
-        if name != "__main__" and name.split(".")[0] not in ("keras", "keras_imm")
-    )
+def _modules(model: IMM | None) -> list[str]:
+    """Modules of a user's own classes, which the child must import to know them.
+
+    Raises:
+        ValueError: If the model has a class of the main script.
+    """
+    classes = [*keras.saving.get_custom_objects().values()]
+    if model is not None:
+        pieces = [model.schedule, model.kernel, model.parameterization]
+        pieces += [model.time_mapping, model.weighting, *model._flatten_layers()]
+        optimizer = getattr(model, "optimizer", None)
+        pieces += [optimizer, getattr(optimizer, "_learning_rate", None)]
+        own = [type(piece) for piece in pieces]
+        for one in own:
+            if one.__module__ == "__main__":
+                raise ValueError(
+                    f"The class {one.__name__} of the model is one of the main script, "
+                    "which the exporting process cannot import: put it into a module."
+                )
+        classes += own
+    names = {getattr(one, "__module__", None) or "builtins" for one in classes}
+    known = ("keras", "keras_imm", "builtins", "__main__", "numpy", "torch", "jax")
+    return sorted(name for name in names if name.split(".")[0] not in known)
 
 
 def _environment() -> dict[str, str]:
-    paths = [path for path in sys.path if path] + [os.getcwd()]
+    paths = [path or os.getcwd() for path in sys.path]
     return {
         **os.environ,
         "KERAS_BACKEND": "tensorflow",
         "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"),
         "PYTHONPATH": os.pathsep.join(paths),
+        "CUDA_VISIBLE_DEVICES": "",  # its memory may be this process's
     }
 
 
-def _reason(result: subprocess.CompletedProcess) -> str:
+def _error(result: subprocess.CompletedProcess) -> Exception:
     """What the child said, or the end of what it printed."""
     for line in reversed(result.stdout.splitlines()):
         if line.startswith(_FAILED):
-            return json.loads(line.removeprefix(_FAILED))
+            name, message = json.loads(line.removeprefix(_FAILED))
+            kind = _KINDS.get(name)
+            if kind is not None:
+                return kind(message)
+            return RuntimeError(
+                f"The export through TensorFlow failed: {name}: {message}"
+            )
     lines = result.stderr.strip().splitlines()[-15:]
-    return "\n".join(
-        [f"The export's process ended with exit status {result.returncode}:", *lines]
+    return RuntimeError(
+        "\n".join(
+            [f"The export's process ended with status {result.returncode}:", *lines]
+        )
     )
 
 
 def failed(error: BaseException) -> str:
     """The line by which the child says what went wrong."""
-    name = type(error).__name__
-    return _FAILED + json.dumps(
-        f"The export through TensorFlow failed: {name}: {error}"
-    )
+    # Keras shows whole configurations around the cause.
+    message = str(error).rpartition("Exception encountered: ")[2]
+    message = message.partition(" Full object config:")[0]
+    return _FAILED + json.dumps([type(error).__name__, message])
+
+
+def warned(caught: list) -> str:
+    """The line by which the child passes on its warnings to the user."""
+    messages = [str(one.message) for one in caught if one.category is UserWarning]
+    return _WARNED + json.dumps(messages)

@@ -10,7 +10,7 @@ import keras
 from keras_imm.atomic import atomic_directory, remove_unfinished
 from keras_imm.imm import IMM
 from keras_imm.serving import child_process, server_files
-from keras_imm.serving.checks import check_model
+from keras_imm.serving.checks import check_latents, check_model
 from keras_imm.serving.settings import Settings
 from keras_imm.validation import check_boolean, check_integer
 
@@ -50,8 +50,10 @@ def export_saved_model(
     - `decode`, with an autoencoder: `latents` -> `image` uint8.
 
     `label` is there for conditional models only. With a guidance scale
-    `generate_<n>_steps`, `generate_from_noise` and `flow_map` take one for each row as
-    `guidance_scale` float32; the others use the one given here.
+    `generate_<n>_steps`, `generate_from_noise` and `flow_map` must be given one for
+    each row as `guidance_scale` float32; the others use the one given here.
+    `serving_png` is there for images of 1 to 4 channels. Half-precision models answer
+    as `generate` does to what half precision rounds.
 
     Args:
         model: An `IMM`, or the path of one saved as `.keras`.
@@ -113,12 +115,20 @@ def export_saved_model(
     if version is not None:
         check_integer("version", version, at_least=1)
     check_model(model)
+    check_latents(latents, model)
     directory.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(directory)
-    path = directory / str(version or _next_version(directory))
-    if path.exists():
-        raise ValueError(f"`version` must be new: {path} exists already.")
-    with atomic_directory(path) as folder:
+    remove_unfinished(directory, ended=True)
+    if version is not None and version in _versions(directory):
+        raise ValueError(
+            f"`version` must be new in {directory}. Received: version={version}"
+        )
+    chosen = [directory / str(version)]
+
+    def next_version():
+        chosen.append(directory / str(max(_versions(directory), default=0) + 1))
+        return chosen[-1]
+
+    with atomic_directory(chosen[0] if version else next_version) as folder:
         if keras.backend.backend() == "tensorflow" or native:
             from keras_imm.serving import tensorflow_export
 
@@ -126,10 +136,9 @@ def export_saved_model(
         else:
             child_process.export(model, folder, settings, latents)
     server_files.write_configuration(directory)
-    return path
+    return chosen[-1]
 
 
-def _next_version(directory: pathlib.Path) -> int:
-    """One more than the newest, as TF Serving counts them."""
-    numbers = [int(path.name) for path in directory.iterdir() if path.name.isdecimal()]
-    return max(numbers, default=0) + 1
+def _versions(directory: pathlib.Path) -> set[int]:
+    """The versions that are there, as TF Serving counts them."""
+    return {int(path.name) for path in directory.iterdir() if path.name.isdecimal()}

@@ -20,7 +20,8 @@ model_config_list {{
 """
 _BATCHING = """\
 # tensorflow_model_server --enable_batching --batching_parameters_file=<this file>
-# Requests that arrive within the timeout are answered in one pass of the network.
+# Requests that arrive within the timeout are answered in one pass of the network, and
+# refused together if one of them has a label out of range.
 max_batch_size { value: 64 }
 batch_timeout_micros { value: 2000 }
 max_enqueued_batches { value: 100 }

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_imm import samplers
-from keras_imm.validation import check_choice, check_integer
+from keras_imm.validation import check_boolean, check_choice, check_integer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,8 @@ class Settings:
             )
         check_choice("sampler", self.sampler, samplers.SAMPLERS)
         check_choice("weights", self.weights, ("ema", "raw"))
+        if self.warmup is not None:
+            check_boolean("warmup", self.warmup)
         return dataclasses.replace(
             self,
             num_steps=tuple(int(count) for count in steps),
@@ -88,7 +90,7 @@ def _checked_grid(grid: Any, steps: Sequence[int]) -> str | tuple[float, ...]:
     if isinstance(grid, str):
         check_choice("time_grid", grid, samplers.TIME_GRIDS)
         return grid
-    grid = tuple(float(eta) for eta in grid)
+    grid = _numbers("time_grid", grid, "a name or a list of numbers")
     if set(steps) != {len(grid) + 1}:
         raise ValueError(
             f"`time_grid` as a list of {len(grid)} makes {len(grid) + 1} steps: "
@@ -97,8 +99,17 @@ def _checked_grid(grid: Any, steps: Sequence[int]) -> str | tuple[float, ...]:
     return grid
 
 
+def _numbers(name: str, values: Any, allowed: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"`{name}` must be {allowed}. Received: {name}={values!r}"
+        ) from None
+
+
 def _checked_range(value_range: Any) -> tuple[float, float]:
-    values = tuple(float(value) for value in value_range)
+    values = _numbers("value_range", value_range, "a pair of numbers")
     if len(values) != 2 or not values[0] < values[1] or not np.all(np.isfinite(values)):
         raise ValueError(
             "`value_range` must be a pair of rising, finite numbers. "

@@ -47,6 +47,16 @@ class ServedModel:
         self._decode = decode and tf.function(decode, autograph=False)
         self._row_normal = tf.function(row_normal, autograph=False)
         self._variables = list(variables)
+        self._times = {
+            steps: samplers.time_grid(
+                settings.time_grid,
+                steps,
+                model.schedule,
+                model.min_time,
+                model.max_time,
+            )
+            for steps in settings.num_steps
+        }
 
     # -- Signatures
 
@@ -102,8 +112,9 @@ class ServedModel:
         seed = tf.TensorSpec([None], tf.int64, name="seed")
         known = {
             "serving_default": (serve, [seed, *self._label()]),
-            "serving_png": (serve_png, [seed, *self._label()]),
         }
+        if self._has_pictures():
+            known["serving_png"] = (serve_png, [seed, *self._label()])
         if self._settings.sampler == "pushforward":  # the other takes fresh noise
             known["generate_from_noise"] = (
                 from_noise,
@@ -122,6 +133,13 @@ class ServedModel:
         if self._decode is not None:
             known["decode"] = (self._decoded, [self._data("latents")])
         return known
+
+    def _has_pictures(self) -> bool:
+        """Whether PNG files can hold what the model makes."""
+        shape = self._model.data_shape
+        return self._decode is not None or (
+            len(shape) == 3 and shape[-1] in (1, 2, 3, 4)
+        )
 
     def from_noise_unchecked(self) -> tuple[Any, list[tf.TensorSpec]]:
         """`generate_from_noise` for converters that know no assertions, and its inputs.
@@ -180,13 +198,7 @@ class ServedModel:
     ) -> Any:
         """The sampler of the settings, from noise of standard deviation 1."""
         model = self._model
-        times = samplers.time_grid(
-            self._settings.time_grid,
-            steps,
-            model.schedule,
-            model.min_time,
-            model.max_time,
-        )
+        times = self._times[steps]
 
         def step(x, t, s):
             return self._jump(x, t, s, label, guidance_scale)

@@ -10,6 +10,7 @@ import keras
 from keras_imm.imm import IMM
 from keras_imm.latents import StableDiffusionVAE, denormalize
 from keras_imm.serving import server_files
+from keras_imm.serving.checks import check_latents, check_model
 from keras_imm.serving.settings import Settings
 from keras_imm.serving.signatures import ServedModel
 
@@ -28,14 +29,28 @@ def write(
         settings: Checked settings.
         vae: Autoencoder whose decoder to include, or None.
     """
-    served = serve(load(model), settings, vae)
+    model = load(model)
+    check_latents(vae, model)
+    served = serve(model, settings, vae)
     served.save(folder)
     server_files.write_warmup(folder, served.inputs(), settings.warmup)
 
 
-def load(model: IMM | str | os.PathLike) -> IMM:
-    """The model, read if it is a path."""
-    return model if isinstance(model, IMM) else keras.saving.load_model(model)
+def load(model: IMM | str | os.PathLike, safe_mode: bool | None = None) -> IMM:
+    """The model, read if it is a path.
+
+    Args:
+        model: An `IMM` or the path of one.
+        safe_mode: As in `keras.saving.load_model`.
+
+    Raises:
+        ValueError: If the file holds another model.
+    """
+    if not isinstance(model, IMM):
+        options = {} if safe_mode is None else {"safe_mode": safe_mode}
+        model = keras.saving.load_model(model, **options)
+        check_model(model)
+    return model
 
 
 def serve(

@@ -1,4 +1,5 @@
 import json
+import os
 import pathlib
 import resource
 import shutil
@@ -576,6 +577,16 @@ def test_a_whole_folder_appears_and_is_not_overwritten(tmp_path):
         except FileExistsError:
             assert text == "2"
     assert (tmp_path / "a" / "sub" / "x").read_text() == "1"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_folders_of_running_processes_can_be_left_alone(tmp_path):
+    with atomic.atomic_directory(tmp_path / "a") as folder:
+        ended = folder.name.replace(f"@{os.getpid()}@", "@999999999@")
+        (tmp_path / ended).mkdir()
+        atomic.remove_unfinished(tmp_path, ended=True)
+        assert folder.exists() and not (tmp_path / ended).exists()
+    atomic.remove_unfinished(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 

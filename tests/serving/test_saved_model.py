@@ -220,6 +220,38 @@ def test_an_error_of_the_child_process_is_passed_on(tmp_path):
     assert list((tmp_path / "served").iterdir()) == []
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() == "tensorflow", reason="there is no child process"
+)
+def test_the_child_process_knows_classes_of_modules(tmp_path, monkeypatch):
+    """Within a functional backbone; and its errors keep their kind."""
+    (tmp_path / "own_layers.py").write_text(OWN_LAYER)
+    monkeypatch.syspath_prepend(tmp_path)
+    import own_layers
+
+    inputs = [keras.Input((4, 4, 1)), keras.Input(()), keras.Input(())]
+    model = keras_imm.IMM(keras.Model(inputs, own_layers.Half()(inputs[0])))
+    with pytest.warns(UserWarning, match="halves"):
+        path = export_onnx(model, tmp_path / "model.onnx", 1)
+    assert path.exists()
+    with pytest.raises(ValueError, match="`signatures` must be some of"):
+        export_saved_model(model, tmp_path / "served", signatures=["decode"])
+
+
+OWN_LAYER = """
+import warnings
+import keras
+
+@keras.saving.register_keras_serializable(package="own")
+class Half(keras.layers.Layer):
+    def build(self, shape):
+        warnings.warn("a layer that halves")
+
+    def call(self, x):
+        return 0.5 * x
+"""
+
+
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="native=True is for JAX")
 def test_what_jax_compiles_can_be_served(model, tmp_path):
     import tensorflow as tf
@@ -305,6 +337,56 @@ def test_saved_model_cli_shows_and_runs_it(exported, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     assert "Result for output key image" in ran.stdout
+
+
+@on_tensorflow
+@pytest.mark.parametrize(("grid", "steps"), [("edm", 3), ([1.4], 2)])
+def test_time_grids_are_those_of_generate(model, served, tmp_path, grid, steps):
+    import onnxruntime
+    import tensorflow as tf
+
+    noise, label = rows(3)
+    expected = model.generate(
+        label, noise=noise, num_steps=steps, time_grid=grid, verbose=0
+    )
+    signatures = served(num_steps=steps, time_grid=grid)
+    inputs = {"noise": tf.constant(noise), "label": tf.constant(label)}
+    found = signatures["generate_from_noise"](**inputs)["image"]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    path = export_onnx(model, tmp_path / "model.onnx", steps, time_grid=grid)
+    session = onnxruntime.InferenceSession(path)
+    (found,) = session.run(None, {"noise": noise, "label": label})
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+@on_tensorflow
+def test_data_that_are_no_pictures_have_no_png(served):
+    inputs = [keras.Input((2,)), keras.Input(()), keras.Input(())]
+    times = [keras.layers.Reshape((1,))(t) for t in inputs[1:]]
+    x = keras.layers.Dense(2)(keras.layers.concatenate([inputs[0], *times]))
+    signatures = served(keras_imm.IMM(keras.Model(inputs, x)))
+    assert "serving_png" not in signatures
+    assert signatures["flow_map"].structured_outputs["x_s"].shape == (None, 2)
+
+
+@on_tensorflow
+def test_exports_at_the_same_time_get_versions_of_their_own(
+    model, served, tmp_path, monkeypatch
+):
+    from keras_imm.serving import tensorflow_export
+
+    write = tensorflow_export.write
+
+    def slow(*arguments):
+        """While this export writes, another one begins and ends."""
+        write(*arguments)
+        monkeypatch.setattr(tensorflow_export, "write", write)
+        served()
+
+    monkeypatch.setattr(tensorflow_export, "write", slow)
+    served()
+    versions = sorted(path.name for path in (tmp_path / "served").glob("[0-9]*"))
+    assert versions == ["1", "2"]
 
 
 @on_tensorflow
@@ -442,7 +524,7 @@ def test_latents_are_decoded(model, served):
     assert images["image"].shape == (2, 8, 8, 3)
 
 
-class Autoencoder:
+class Autoencoder(keras_imm.latents.StableDiffusionVAE):
     def __init__(self, decoder, sigma_data):
         self.decoder, self.sigma_data = decoder, sigma_data
 
@@ -467,7 +549,7 @@ def test_versions_count_on_and_nothing_is_left_of_a_failure(
     folder = tmp_path / "served"
     versions = sorted(path.name for path in folder.iterdir() if path.is_dir())
     assert versions == ["1", "7", "8"]
-    with pytest.raises(ValueError, match=r"`version` must be new.*served/7"):
+    with pytest.raises(ValueError, match=r"`version` must be new.*version=7"):
         served(version=7)
     from keras_imm.serving import server_files
 
@@ -512,6 +594,10 @@ def test_a_saved_file_is_exported_like_the_model(model, served, tmp_path):
         ({"signatures": "decode"}, "`signatures` must"),
         ({"version": 0}, "`version` must"),
         ({"native": 1}, "`native` must"),
+        ({"warmup": 0}, "`warmup` must"),
+        ({"time_grid": 3}, "`time_grid` must"),
+        ({"value_range": None}, "`value_range` must"),
+        ({"latents": "vae"}, "`latents` must"),
     ],
 )
 def test_arguments(model, tmp_path, options, message):
@@ -521,7 +607,7 @@ def test_arguments(model, tmp_path, options, message):
 
 
 def test_what_is_no_model_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no model at"):
+    with pytest.raises(ValueError, match="no model file at"):
         export_saved_model(tmp_path / "model.keras", tmp_path / "served")
     with pytest.raises(ValueError, match="`model` must"):
         export_saved_model(3, tmp_path / "served")
