@@ -76,12 +76,6 @@ def test_cifar10_from_tfds(tmp_path):
     assert picture.shape == (2 * 34, 8 * 34, 3)  # a row for each number of steps
     model = keras.saving.load_model(out / "model.keras")
     assert model.generate(num_samples=1, num_steps=1).shape == (1, 32, 32, 3)
-    other = run_script(
-        "examples/cifar10.py",
-        *(f"--out={out}", f"--data_dir={tmp_path / 'data'}", network, *SHORT),
-        "--batch_size=16",
-    )
-    assert "`dataset.batch_size` was 8 and is 16" in other.stderr
 
 
 def test_cifar10_smoke(tmp_path):
@@ -129,16 +123,16 @@ def test_a_run_killed_at_random_moments_ends_bit_equal(tmp_path):
     environment = {"KERAS_BACKEND": keras.backend.backend(), "PYTHONPATH": str(ROOT)}
     with mock.patch.dict(os.environ, environment):
         counts, arrays, losses, different = kill_and_resume.run(
-            example="imagenet", kills=2, epochs=8, folder=pathlib.Path(tmp_path), seed=1
+            example="imagenet", kills=1, epochs=6, folder=pathlib.Path(tmp_path), seed=1
         )
     assert counts == {
-        **{"after a checkpoint": 1, "while writing": 1},
+        **{"after a checkpoint": 1, "while writing": 0},
         "while starting": 0,
     }
     results = json.loads((tmp_path / "killed" / "results.json").read_text())
     assert [row["steps"] for row in results["samples"]] == [1, 2, 4, 8]
-    assert len(results["epochs"]) == 8
-    assert (arrays > 100, losses) == (True, 8)
+    assert len(results["epochs"]) == 6
+    assert (arrays > 100, losses) == (True, 6)
     assert different == []
 
 
