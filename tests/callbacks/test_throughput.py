@@ -103,7 +103,7 @@ def test_threads_leave_training_alone(make_model, images, labels):
     model = make_model(compile_options={})
     options = {"batch_size": 4, "epochs": 3, "verbose": 0}
     history = model.fit(images, labels, callbacks=[Throughput(4)], **options).history
-    # A thread that tells of the first step late leaves the first epoch without an entry.
+    # A thread that is late with the first step leaves the first epoch without entry.
     assert 1 <= len(history["images_per_second"]) <= len(history["loss"]) == 3
     assert min(history["images_per_second"]) > 0
 
