@@ -19,19 +19,24 @@ from small_dit import small_dit
 
 import keras_imm
 
-# Modules of tests of NumPy code that no backend computes in: JAX, whose compilations
-# take the longest, does without them.
+# Modules of tests of NumPy code that no backend computes in: once is enough, where the
+# rest takes the shortest.
 NUMPY_ALONE = {
     *("test_batch_order", "test_decoding", "test_image_arrays", "test_image_folder"),
-    *("test_latent_shards", "test_worker_processes", "test_corrupt_records"),
+    *(
+        "test_encode_latents",
+        "test_latent_shards",
+        "test_worker_processes",
+        "test_corrupt_records",
+    ),
     *("test_inception_score", "test_kernel_distance", "test_manifolds"),
     *("test_moments", "test_reservoir", "test_reference_statistics"),
 }
 
 
 def pytest_collection_modifyitems(items):
-    if keras.backend.backend() == "jax":
-        reason = "NumPy code, tested under TensorFlow and torch"
+    if keras.backend.backend() != "torch":
+        reason = "NumPy code, tested under torch"
         for item in items:
             if item.path.stem in NUMPY_ALONE:
                 item.add_marker(pytest.mark.skip(reason=reason))
