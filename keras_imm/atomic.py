@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all, whenever a process is killed."""
+"""Files and folders that are there whole or not at all, whoever kills the process."""
 
 import contextlib
 import errno
@@ -43,8 +43,8 @@ def atomic_directory(
         yield temporary
         for folder, _, files in os.walk(temporary):
             for file in files:
-                _synchronise(os.path.join(folder, file))
-            _synchronise(folder)
+                synchronise(os.path.join(folder, file))
+            synchronise(folder)
         while True:
             chosen = pathlib.Path(choose())
             if not callable(path) and chosen.exists():
@@ -58,7 +58,29 @@ def atomic_directory(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _synchronise(chosen.parent)
+    synchronise(chosen.parent)
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Writes a file that appears under its name, in place of another, when complete.
+
+    Args:
+        path: The file to write.
+
+    Yields:
+        Path of the temporary file for the body to write, of which nothing is left if
+        the body fails.
+    """
+    path = pathlib.Path(path)
+    temporary = _unfinished(path)
+    try:
+        yield temporary
+        synchronise(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    synchronise(path.parent)
 
 
 def remove_directory(path: str | os.PathLike) -> None:
@@ -90,7 +112,8 @@ def _unfinished(path: pathlib.Path) -> pathlib.Path:
 
 def _has_ended(path: pathlib.Path) -> bool:
     owner, *numbers = path.name.split("@")
-    if not owner.endswith(f"-{socket.gethostname()}") or not numbers[0].isdecimal():
+    ours = owner.endswith(f"-{socket.gethostname()}")
+    if not ours or not numbers or not numbers[0].isdecimal():
         return False
     try:
         os.kill(int(numbers[0]), 0)
@@ -101,7 +124,10 @@ def _has_ended(path: pathlib.Path) -> bool:
     return False
 
 
-def _synchronise(path) -> None:
+def synchronise(path: str | os.PathLike) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    if os.name != "posix" and os.path.isdir(path):  # elsewhere a folder cannot be
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_imm import distribution, metrics
+from keras_imm.atomic import synchronise
 from keras_imm.callbacks.sample_metrics import SampleMetrics, result_name
 from keras_imm.callbacks.steps import optimizer_step
 from keras_imm.validation import check_choice
@@ -207,10 +208,10 @@ class QualityMonitor(SampleMetrics):
             self.model.save(model)
             record.write_text(json.dumps(values))
             for path in unfinished:
-                _synchronise(path)
+                synchronise(path)
             for path, finished in zip(unfinished, paths, strict=True):
                 os.replace(path, finished)
-            _synchronise(folder)
+            synchronise(folder)
         finally:
             for path in unfinished:
                 path.unlink(missing_ok=True)
@@ -227,15 +228,6 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
             "Remove it to seek the best model anew."
         ) from error
     return record
-
-
-def _synchronise(path: pathlib.Path) -> None:
-    """Waits until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_held_out(held_out: Any, held_out_features: Any, features: Any) -> None:

@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_imm.atomic import synchronise
+
 FORMAT = "keras_imm latent shards"
 VERSION = 1
 SETTINGS = "settings.json"
@@ -293,10 +295,4 @@ def _write_temporary(path, write):
 
 def _rename(temporary, path):
     os.replace(temporary, path)
-    if os.name != "posix":  # elsewhere a folder cannot be flushed
-        return
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    synchronise(path.parent)

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_imm.atomic import atomic_file
 from keras_imm.metrics.checks import check_count, check_features, check_real
 from keras_imm.metrics.moments import Moments
 from keras_imm.metrics.reservoir import FeatureReservoir
@@ -144,11 +145,8 @@ class ReferenceStatistics:
             for field, name in _NAMES.items()
             if getattr(self, field) is not None
         }
-        path = pathlib.Path(path)
-        unfinished = path.with_name(f".unfinished-{path.name}")
-        with open(unfinished, "wb") as file:
+        with atomic_file(path) as unfinished, open(unfinished, "wb") as file:
             np.savez(file, **arrays)
-        os.replace(unfinished, path)
 
     @classmethod
     def from_dataset(

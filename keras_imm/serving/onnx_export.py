@@ -6,6 +6,7 @@ import pathlib
 
 import keras
 
+from keras_imm.atomic import atomic_file
 from keras_imm.imm import IMM
 from keras_imm.serving import child_process
 from keras_imm.serving.checks import check_model
@@ -93,14 +94,10 @@ def write(
         ) from error
     served = tensorflow_export.serve(tensorflow_export.load(model), settings)
     function, inputs = served.from_noise_unchecked()
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
+    with atomic_file(path) as unfinished:
         tf2onnx.convert.from_function(
             function,
             input_signature=inputs,
             opset=_OPSET,
             output_path=str(unfinished),
         )
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

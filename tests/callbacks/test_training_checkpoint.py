@@ -590,11 +590,24 @@ def test_folders_of_running_processes_can_be_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_file_appears_in_the_place_of_another_when_it_is_complete(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("1")
+    with pytest.raises(Killed), atomic.atomic_file(path) as unfinished:
+        unfinished.write_text("2")
+        raise Killed
+    assert path.read_text() == "1"
+    with atomic.atomic_file(path) as unfinished:
+        unfinished.write_text("2")
+        assert path.read_text() == "1"
+    assert path.read_text() == "2" and [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
 def test_files_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     order = []
-    synchronise, rename = atomic._synchronise, pathlib.Path.rename
+    synchronise, rename = atomic.synchronise, pathlib.Path.rename
     monkeypatch.setattr(
-        atomic, "_synchronise", lambda p: (order.append(str(p)), synchronise(p))
+        atomic, "synchronise", lambda p: (order.append(str(p)), synchronise(p))
     )
     monkeypatch.setattr(
         pathlib.Path, "rename", lambda p, to: (order.append("rename"), rename(p, to))
