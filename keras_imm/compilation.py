@@ -1,8 +1,13 @@
 """Compiling a pure function of tensors on each backend."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
+
+
+class TracingError(RuntimeError):
+    """A function cannot be a graph, as where values of tensors decide what it does."""
 
 
 def compile_function(function: Callable, jit_compile: bool = False) -> Callable:
@@ -13,13 +18,14 @@ def compile_function(function: Callable, jit_compile: bool = False) -> Callable:
 
     Args:
         function: Function of positional arguments: tensors, None, or lists of
-            tensors. It returns a tensor.
+            these. It returns a tensor, or lists and tuples of tensors and None.
         jit_compile: Whether TensorFlow compiles through XLA and PyTorch through
             `torch.compile`. JAX always compiles through XLA.
 
     Returns:
         The compiled function. It keeps no gradient: `jax.jit` under JAX,
-        `tf.function` under TensorFlow, and under PyTorch a graph of ATen operations.
+        `tf.function` under TensorFlow, and under PyTorch a graph of ATen operations,
+        in which a call raises `TracingError` if the function cannot be one.
     """
     return {
         "jax": _compile_jax,
@@ -52,28 +58,101 @@ def _compile_tensorflow(function: Callable, jit_compile: bool) -> Callable:
 
 def _compile_torch(function: Callable, jit_compile: bool) -> Callable:
     import torch
+    from torch.utils import _pytree as pytree
+
+    graphs = graphs_of(function, jit_compile)
+
+    def copy(result):
+        # Or a gradient could not be taken through what the caller computes from it.
+        return result.clone() if torch.is_tensor(result) else result
+
+    def compiled(*args):
+        results = graphs(*args)
+        with torch.no_grad():
+            return pytree.tree_map(copy, results)
+
+    return compiled
+
+
+def graphs_of(function: Callable, jit_compile: bool = False) -> Callable:
+    """As `compile_function` under PyTorch, for results that are but read.
+
+    Unless `jit_compile`, they are tensors made in inference mode, which autograd cannot
+    keep for a backward pass.
+    """
+    import torch
     from torch.fx.experimental.proxy_tensor import make_fx
     from torch.utils import _pytree as pytree
 
     graphs = {}
 
     @torch.no_grad()
-    def compiled(*args):
+    def trace(leaves, structure, present):
+        def of_tensors(tensors):
+            full = [None] * len(leaves)
+            for i, tensor in zip(present, tensors, strict=True):
+                full[i] = tensor
+            return function(*pytree.tree_unflatten(full, structure))
+
+        try:
+            graph = make_fx(of_tensors)([leaves[i] for i in present])
+        except Exception as error:
+            raise TracingError(str(error)) from error
+        _simplify(graph)
+        return torch.compile(graph) if jit_compile else graph
+
+    def call(*args):
         leaves, structure = pytree.tree_flatten(args)
         present = [i for i, leaf in enumerate(leaves) if leaf is not None]
         tensors = [leaves[i] for i in present]
         signature = tuple((x.shape, x.dtype, x.device) for x in tensors)
         key = (structure, tuple(present), signature)
         if key not in graphs:
+            graphs[key] = trace(leaves, structure, present)
+        with torch.no_grad() if jit_compile else torch.inference_mode():
+            return graphs[key](tensors)
 
-            def of_tensors(tensors):
-                full = [None] * len(leaves)
-                for i, tensor in zip(present, tensors, strict=True):
-                    full[i] = tensor
-                return function(*pytree.tree_unflatten(full, structure))
+    return call
 
-            graph = make_fx(of_tensors)(tensors)
-            graphs[key] = torch.compile(graph) if jit_compile else graph
-        return graphs[key](tensors)
 
-    return compiled
+def _simplify(module: Any) -> None:
+    """Takes out of a traced module what no result needs, and adds biases in products.
+
+    Keras's Dense multiplies and then adds; PyTorch does both in one pass over memory.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    views = (aten.view.default, aten._unsafe_view.default)
+    for node in module.graph.nodes:
+        if node.target is aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+        if node.target is not aten.add.Tensor or node.kwargs:
+            continue
+        output, bias = node.args
+        view = output if getattr(output, "target", None) in views else None
+        product = view.args[0] if view else output
+        if not (
+            getattr(product, "target", None) is aten.mm.default
+            and len(product.users) == len(output.users) == 1
+            and _is_bias(bias, product)
+        ):
+            continue
+        with module.graph.inserting_before(node):
+            fused = module.graph.call_function(
+                aten.addmm.default, (bias, *product.args)
+            )
+            if view:
+                arguments = (fused, view.args[1])
+                fused = module.graph.call_function(aten.view.default, arguments)
+        node.replace_all_uses_with(fused)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _is_bias(node: Any, product: Any) -> bool:
+    """Whether a node of a graph is a vector that fits the rows of a product."""
+    vector, matrix = (getattr(n, "meta", {}).get("val") for n in (node, product))
+    if vector is None or matrix is None:
+        return False
+    return vector.shape == matrix.shape[1:] and vector.dtype == matrix.dtype

@@ -32,7 +32,7 @@ FLOORS = {
     "latents": 1,
     "metrics": 1,
     "optimizers": 1,
-    "compilation": 1,
+    "compilation": 0.5,
     "devices": 1,
     "distribution": 1,
     "datasets": 1.5,
