@@ -20,7 +20,7 @@ LOOPS = {
     "torch.compile": {"compiled": True},
     "jit": {},
     "tf.function": {},
-    "tf.function, XLA": {"jit_compile": True},
+    "tf.function XLA": {"jit_compile": True},
 }
 DIGITS = {"patch_size": 2, "hidden_size": 64, "depth": 3, "num_heads": 4}
 

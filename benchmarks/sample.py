@@ -36,7 +36,7 @@ flags.DEFINE_string("out", None, "JSON file for the results.")
 PAIRS = {
     "torch": [(False, "eager"), (True, "torch.compile")],
     "jax": [("auto", "jit")],
-    "tensorflow": [("auto", "tf.function, XLA"), (False, "tf.function")],
+    "tensorflow": [("auto", "tf.function XLA"), (False, "tf.function")],
 }
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2}
 MIN_TURNS = 5

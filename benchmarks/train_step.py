@@ -47,12 +47,12 @@ AGREEMENT_STEPS = 4
 FITS = {
     "torch": {
         "fit": ({}, ["eager"]),
-        "fit, jit_compile=True": ({"jit_compile": True}, ["torch.compile"]),
+        "fit jit_compile=True": ({"jit_compile": True}, ["torch.compile"]),
     },
     "jax": {"fit": ({}, ["jit"])},
     "tensorflow": {
-        "fit": ({}, ["tf.function", "tf.function, XLA"]),
-        "fit, jit_compile=False": ({"jit_compile": False}, ["tf.function"]),
+        "fit": ({}, ["tf.function", "tf.function XLA"]),
+        "fit jit_compile=False": ({"jit_compile": False}, ["tf.function"]),
     },
 }
 

@@ -34,6 +34,28 @@ def compile_function(function: Callable, jit_compile: bool = False) -> Callable:
     }[keras.backend.backend()](function, jit_compile)
 
 
+def computed_once(x: Any) -> Any:
+    """Has a tensor with several uses computed once, and kept.
+
+    XLA's compiler for CPUs under JAX puts a chain of sums into every loop that reads
+    its end, and so computes the residual stream of a transformer from its beginning in
+    each layer, forwards and backwards. Elsewhere nothing is changed.
+
+    Args:
+        x: A tensor.
+
+    Returns:
+        The same tensor.
+    """
+    if keras.backend.backend() != "jax":
+        return x
+    import jax
+
+    if not isinstance(x, jax.core.Tracer) or jax.default_backend() != "cpu":
+        return x
+    return jax.lax.optimization_barrier(x)
+
+
 def _compile_jax(function: Callable, jit_compile: bool) -> Callable:
     import jax
 
