@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -69,6 +69,7 @@ class Generation:
                 )
         if labels is not None:
             labels = np.broadcast_to(labels, x_t.shape[:1])
+        t, s = _as_time(t, x_t.dtype), _as_time(s, x_t.dtype)
         return self._jump(self._weights(weights), labels, guidance_scale)(x_t, t, s)
 
     def generate(
@@ -139,23 +140,24 @@ class Generation:
         progress = keras.utils.Progbar(evaluations, verbose=int(bool(verbose)))
 
         def fresh_noise(*_):
-            shape = (batch_size, *self.data_shape)
-            return keras.random.normal(shape, seed=generator) * self.sigma_data
+            return self._draw_noise(generator, batch_size)
 
         samples = []
         for start in starts:
             rows = _padded_rows(start, batch_size, count)
             x = fresh_noise() if noise is None else noise[rows] * self.sigma_data
+            x = at_least_float32(x)
             jump = self._jump(
                 values, None if labels is None else labels[rows], guidance_scale
             )
+            # Put on the device once: no step waits for the host.
+            on_device = {time: _as_time(time, x.dtype) for time in times}
 
-            def step(x, t, s, jump=jump):
-                x = jump(x, t, s)
+            def step(x, t, s, jump=jump, on_device=on_device):
+                x = jump(x, on_device[t], on_device[s])
                 progress.add(1)
                 return x
 
-            x = at_least_float32(x)
             if sampler == "pushforward":
                 x = samplers.pushforward(step, x, times)
             else:
@@ -163,8 +165,21 @@ class Generation:
             samples.append(ops.convert_to_numpy(x)[: count - start])
         return np.concatenate(samples).astype("float32")
 
+    def _draw_noise(self, generator: keras.random.SeedGenerator, count: int) -> Any:
+        """Noise of standard deviation sigma_data for some samples."""
+        shape = (count, *self.data_shape)
+        if keras.backend.backend() != "jax":
+            return keras.random.normal(shape, seed=generator) * self.sigma_data
+        # One call of the device in place of a dozen.
+        noise, state = self._sampling_graph().noise(shape)(generator.state.value)
+        generator.state.assign(state)
+        return noise
+
     def _jump(self, values: list, labels: Any, guidance_scale: float | None):
-        """The compiled flow map of given weights and labels: (x, t, s) -> x_s."""
+        """The compiled flow map of given weights and labels: (x, t, s) -> x_s.
+
+        t and s are tensors of the dtype of x.
+        """
         if guidance_scale is not None and not self.num_classes:
             raise ValueError(
                 "`guidance_scale` needs a backbone with `num_classes` > 0. "
@@ -175,26 +190,13 @@ class Generation:
         if guidance_scale is not None:
             _check_guidance_scale(guidance_scale)
             guidance_scale = at_least_float32(guidance_scale)
+        compiled = self._sampling_graph().flow_map
+        return lambda x, t, s: compiled(values, x, t, s, labels, guidance_scale)
+
+    def _sampling_graph(self) -> "_SamplingGraph":
         if self._compiled_flow_map is None:
-            self._compiled_flow_map = self._compile_flow_map()
-
-        def jump(x, t, s):
-            t, s = (ops.cast(at_least_float32(time), x.dtype) for time in (t, s))
-            return self._compiled_flow_map(values, x, t, s, labels, guidance_scale)
-
-        return jump
-
-    def _compile_flow_map(self):
-        variables = self._state()
-
-        def flow_map(values, x_t, t, s, labels, guidance_scale):
-            mapping = list(zip(variables, values, strict=True))
-            with keras.StatelessScope(state_mapping=mapping):
-                return self(x_t, t, s, labels, guidance_scale, training=False)
-
-        if self.run_eagerly:
-            return flow_map
-        return compilation.compile_function(flow_map, self.jit_compile)
+            self._compiled_flow_map = _SamplingGraph(self)
+        return self._compiled_flow_map
 
     def _state(self) -> list[keras.Variable]:
         """All weights and random states, in an order that freezing does not change."""
@@ -209,7 +211,8 @@ class Generation:
                 "data, or `build` it before sampling."
             )
         averages = self._averages() if weights == "ema" else {}
-        return [averages.get(id(v), v).value for v in self._state()]
+        variables = self._sampling_graph().variables
+        return [averages.get(id(v), v).value for v in variables]
 
     def _averages(self) -> dict[int, keras.Variable]:
         """The optimizer's average of a weight by the weight's `id`.
@@ -335,6 +338,47 @@ class Generation:
     def predict_on_batch(self, x: Any) -> np.ndarray:
         """As `predict`, in one pass of the network."""
         return self.predict(x, batch_size=max(1, len(x)), verbose=0)
+
+
+class _SamplingGraph:
+    """The flow map of a model as a function of its variables' values, and noise."""
+
+    def __init__(self, model: Generation):
+        self.variables = model._state()
+        self._sigma_data = model.sigma_data
+        self._noise = {}
+
+        def flow_map(values, x_t, t, s, labels, guidance_scale):
+            mapping = zip(self.variables, values, strict=True)
+            with keras.StatelessScope(state_mapping=mapping):
+                return model(x_t, t, s, labels, guidance_scale, training=False)
+
+        self.flow_map = (
+            flow_map
+            if model.run_eagerly
+            else compilation.compile_function(flow_map, model.jit_compile)
+        )
+
+    def noise(self, shape: tuple) -> Callable:
+        """Noise from the state of a random stream: state -> (noise, new state)."""
+
+        def draw(state):
+            stream = keras.random.SeedGenerator(0)
+            mapping = [(stream.state, state)]
+            with keras.StatelessScope(state_mapping=mapping) as scope:
+                noise = keras.random.normal(shape, seed=stream) * self._sigma_data
+            return noise, scope.get_current_value(stream.state)
+
+        if shape not in self._noise:
+            self._noise[shape] = compilation.compile_function(draw)
+        return self._noise[shape]
+
+
+def _as_time(time: Any, dtype: Any) -> Any:
+    if isinstance(time, float):
+        dtype = keras.backend.standardize_dtype(dtype)
+        return ops.convert_to_tensor(np.asarray(time, dtype))
+    return ops.cast(at_least_float32(time), dtype)
 
 
 def _check_guidance_scale(value: Any) -> None:
