@@ -14,6 +14,7 @@ from keras_imm.precision import at_least_float32
 from keras_imm.seeds import mix_seeds, random_states
 from keras_imm.validation import check_choice, check_integer
 
+_SHORT_GRID = 16  # times that the shortest compiled loop can take
 _LONG_REQUEST = 32  # network evaluations from which `generate` shows a progress bar
 
 
@@ -69,7 +70,6 @@ class Generation:
                 )
         if labels is not None:
             labels = np.broadcast_to(labels, x_t.shape[:1])
-        t, s = _as_time(t, x_t.dtype), _as_time(s, x_t.dtype)
         return self._jump(self._weights(weights), labels, guidance_scale)(x_t, t, s)
 
     def generate(
@@ -150,18 +150,11 @@ class Generation:
             jump = self._jump(
                 values, None if labels is None else labels[rows], guidance_scale
             )
-            # Put on the device once: no step waits for the host.
-            on_device = {time: _as_time(time, x.dtype) for time in times}
-
-            def step(x, t, s, jump=jump, on_device=on_device):
-                x = jump(x, on_device[t], on_device[s])
-                progress.add(1)
-                return x
-
             if sampler == "pushforward":
-                x = samplers.pushforward(step, x, times)
+                x = jump.pushforward(x, times)
             else:
-                x = samplers.restart(step, x, times, self.schedule, fresh_noise)
+                x = samplers.restart(jump, x, times, self.schedule, fresh_noise)
+            progress.add(len(times) - 1)
             samples.append(ops.convert_to_numpy(x)[: count - start])
         return np.concatenate(samples).astype("float32")
 
@@ -175,23 +168,21 @@ class Generation:
         generator.state.assign(state)
         return noise
 
-    def _jump(self, values: list, labels: Any, guidance_scale: float | None):
-        """The compiled flow map of given weights and labels: (x, t, s) -> x_s.
-
-        t and s are tensors of the dtype of x.
-        """
+    def _jump(self, values: list, labels: Any, guidance_scale: float | None) -> "_Jump":
+        """The compiled flow map of given weights and labels."""
         if guidance_scale is not None and not self.num_classes:
             raise ValueError(
                 "`guidance_scale` needs a backbone with `num_classes` > 0. "
                 f"Received: guidance_scale={guidance_scale!r}"
             )
         if labels is not None:
-            labels = ops.convert_to_tensor(labels, "int32")
+            labels = np.asarray(labels, "int32")
+            if keras.backend.backend() == "torch":
+                labels = ops.convert_to_tensor(labels)
         if guidance_scale is not None:
             _check_guidance_scale(guidance_scale)
             guidance_scale = at_least_float32(guidance_scale)
-        compiled = self._sampling_graph().flow_map
-        return lambda x, t, s: compiled(values, x, t, s, labels, guidance_scale)
+        return _Jump(self._sampling_graph(), values, labels, guidance_scale)
 
     def _sampling_graph(self) -> "_SamplingGraph":
         if self._compiled_flow_map is None:
@@ -340,8 +331,40 @@ class Generation:
         return self.predict(x, batch_size=max(1, len(x)), verbose=0)
 
 
+class _Jump:
+    """The flow map with given weights, labels and guidance: (x, t, s) -> x_s."""
+
+    def __init__(
+        self, graph: "_SamplingGraph", values: list, labels: Any, guidance_scale: Any
+    ):
+        self._graph = graph
+        self._values = values
+        self._rest = labels, guidance_scale
+
+    def __call__(self, x: Any, t: Any, s: Any) -> Any:
+        t, s = _as_time(t, x.dtype), _as_time(s, x.dtype)
+        return self._graph.flow_map(self._values, x, t, s, *self._rest)
+
+    def pushforward(self, x: Any, times: np.ndarray) -> Any:
+        """As `samplers.pushforward`, in one call of the device where it can loop."""
+        if self._graph.pushforward is None:
+            return samplers.pushforward(self, x, times)
+        # One compiled loop serves all grids of up to as many times.
+        longest = max(_SHORT_GRID, 2 ** math.ceil(math.log2(len(times))))
+        dtype = keras.backend.standardize_dtype(x.dtype)
+        padded = np.zeros(longest, dtype)
+        padded[: len(times)] = times
+        count = np.asarray(len(times) - 1, "int32")
+        return self._graph.pushforward(self._values, x, padded, count, *self._rest)
+
+
 class _SamplingGraph:
-    """The flow map of a model as a function of its variables' values, and noise."""
+    """The flow map of a model as a function of its variables' values, and noise.
+
+    `flow_map(values, x_t, t, s, labels, guidance_scale)` is one jump. `pushforward(
+    values, x, times, count, labels, guidance_scale)` is `count` jumps along `times`, or
+    None where no loop is compiled.
+    """
 
     def __init__(self, model: Generation):
         self.variables = model._state()
@@ -353,11 +376,21 @@ class _SamplingGraph:
             with keras.StatelessScope(state_mapping=mapping):
                 return model(x_t, t, s, labels, guidance_scale, training=False)
 
-        self.flow_map = (
-            flow_map
-            if model.run_eagerly
-            else compilation.compile_function(flow_map, model.jit_compile)
-        )
+        def pushforward(values, x, times, count, labels, guidance_scale):
+            def step(i, x):
+                t, s = ops.take(times, i), ops.take(times, i + 1)
+                x_s = flow_map(values, x, t, s, labels, guidance_scale)
+                return ops.reshape(x_s, ops.shape(x))  # of as many samples as before
+
+            return ops.fori_loop(0, count, step, x)
+
+        self.flow_map, self.pushforward = flow_map, None
+        if not model.run_eagerly:
+            self.flow_map = compilation.compile_function(flow_map, model.jit_compile)
+            if keras.backend.backend() != "torch":
+                self.pushforward = compilation.compile_function(
+                    pushforward, model.jit_compile
+                )
 
     def noise(self, shape: tuple) -> Callable:
         """Noise from the state of a random stream: state -> (noise, new state)."""

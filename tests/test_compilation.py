@@ -69,3 +69,23 @@ def test_nothing_is_recorded_for_a_gradient():
     weight = torch.ones(3, requires_grad=True)
     compiled = compilation.compile_function(lambda x: 2.0 * x)
     assert not compiled(weight).requires_grad
+
+
+def test_computed_once_is_the_same_and_kept_by_jax_alone():
+    x = np.arange(4.0, dtype="float32")
+
+    def function(x):
+        y = compilation.computed_once(ops.square(x))
+        return ops.sum(y * y + y)
+
+    assert float(compilation.compile_function(function)(ops.array(x))) == 112.0
+    assert float(function(ops.array(x))) == 112.0
+    if keras.backend.backend() != "jax":
+        assert compilation.computed_once(given := ops.array(x)) is given
+        return
+    import jax
+
+    np.testing.assert_allclose(jax.grad(function)(x), 4 * x**3 + 2 * x)
+    lowered = jax.jit(function).lower(x).as_text()
+    on_cpu = jax.default_backend() == "cpu"
+    assert ("optimization_barrier" in lowered) == on_cpu

@@ -1,5 +1,7 @@
 """`generate`, `flow_map` and `predict`."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -92,8 +94,38 @@ def test_no_recompilation_for_new_values(make_model, noise, count_calls):
     assert traced >= 1
     model.generate([2, 1, 0], num_steps=5, guidance_scale=3.0, seed=1)
     model.generate([1, 1, 1], num_steps=1, guidance_scale=0.5, weights="raw")
-    model.generate([1, 1, 1], guidance_scale=2.0, time_grid="edm", sampler="restart")
+    model.generate([1, 1, 1], num_steps=15, guidance_scale=0.5)
     assert len(calls) == traced
+    # This sampler returns to the caller at every step: one jump is compiled for it.
+    model.generate([1, 1, 1], guidance_scale=2.0, time_grid="edm", sampler="restart")
+    traced = len(calls)
+    model.generate([2, 1, 1], num_steps=4, guidance_scale=1.0, sampler="restart")
+    assert len(calls) == traced
+
+
+@pytest.mark.parametrize("num_steps", [15, 16, 40])
+def test_grids_of_any_length(make_model, noise, num_steps):
+    """The compiled loop is as long as the grid: every jump is there, and no other."""
+    model = make_model({})
+    x = 0.5 * noise
+    times = samplers.uniform_grid(num_steps, model.min_time, model.max_time)
+    for t, s in itertools.pairwise(times):
+        x = model.flow_map(x, t, s)
+    images = model.generate(num_steps=num_steps, noise=noise, verbose=0)
+    np.testing.assert_allclose(images, keras.ops.convert_to_numpy(x), atol=1e-4)
+
+
+def test_no_step_waits_for_the_host(make_model, noise, monkeypatch):
+    model = make_model({})
+    convert, reads, counts = keras.ops.convert_to_numpy, [], []
+    monkeypatch.setattr(
+        keras.ops, "convert_to_numpy", lambda x: reads.append(0) or convert(x)
+    )
+    for num_steps in (1, 8):
+        reads.clear()
+        model.generate(num_steps=num_steps, noise=noise)
+        counts.append(len(reads))
+    assert counts[0] == counts[1] >= 1
 
 
 def test_guidance_runs_both_branches_in_one_pass(make_model, noise, count_calls):

@@ -469,7 +469,9 @@ def test_run_eagerly(make_model, images, labels):
 
 def test_jit_compile(make_model, images, labels, backend):
     if backend == "torch":
-        pytest.skip("torch.compile of Keras's whole step takes minutes on two cores")
+        pytest.skip(
+            "slow: tests/trainers/test_torch_graphs.py does it for PyTorch, once"
+        )
     # XLA may draw other random numbers from a seed, so fixed noise is compared.
     fast, plain = make_model({"jit_compile": True}), make_model({})
     np.testing.assert_allclose(

@@ -1,0 +1,265 @@
+"""Traced train steps under PyTorch train as layers called one by one do."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_imm
+from keras_imm import compilation
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "torch",
+    reason="the other backends always trace: only PyTorch's trainer has two ways",
+)
+
+
+def weights_of(model):
+    return [ops.convert_to_numpy(v) for v in model.weights]
+
+
+def train(model, images, labels, epochs=2):
+    batches = {"batch_size": 8, "epochs": epochs, "verbose": 0, "shuffle": False}
+    history = model.fit(images, labels, **batches)
+    return history.history["loss"]
+
+
+def assert_train_alike(one, other, images, labels, atol=1e-5):
+    before = weights_of(one)
+    losses = train(one, images, labels), train(other, images, labels)
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    after = weights_of(one)
+    for a, b in zip(after, weights_of(other), strict=True):
+        np.testing.assert_allclose(a, b, atol=atol)
+    changes = [np.abs(a - b).max() for a, b in zip(before, after, strict=True)]
+    assert max(changes) > 1000 * atol
+
+
+def pair(make_model, **options):
+    """A model that is traced, and the same one called layer by layer."""
+    models = make_model(**options), make_model(**options)
+    for model in models:
+        optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9)
+        model.compile(optimizer, run_eagerly=model is models[1])
+    return models
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"accumulation_steps": 2}, {"group_size": 2}, {"num_classes": 0}]
+)
+def test_both_ways_train_alike(make_model, images, labels, options):
+    traced, eager = pair(make_model, **options)
+    assert_train_alike(traced, eager, images, labels)
+    assert traced._graph.usable and not eager._graph.usable
+
+
+def test_the_layers_are_called_once_for_each_shape(make_model, images, labels):
+    model = make_model({})
+    calls, call = [], model.backbone.call
+
+    def counted(*args, **kwargs):
+        calls.append(0)
+        return call(*args, **kwargs)
+
+    model.backbone.call = counted
+    train(model, images, labels)
+    assert len(calls) == 2  # the target and the output
+    train(model, images[:16], labels[:16])
+    assert len(calls) == 2
+    model.fit(images, labels, batch_size=16, verbose=0)
+    assert len(calls) == 4
+
+
+class Deciding(keras.layers.Layer):
+    """A backbone whose Python asks for the values of its input."""
+
+    image_shape = (4, 4, 1)
+
+    def build(self, input_shape):
+        self.scale = self.add_weight(shape=(), initializer="ones")
+
+    def call(self, inputs):
+        x = inputs[0]
+        return self.scale * (x if ops.sum(x) > 0 else -x)
+
+
+def test_what_cannot_be_traced_is_said_once_and_trains(images):
+    models = [keras_imm.IMM(Deciding(), seed=1) for _ in range(2)]
+    for model in models:
+        model.compile(keras.optimizers.SGD(0.1), run_eagerly=model is models[1])
+    with pytest.warns(UserWarning, match="PyTorch cannot trace it"):
+        models[0].fit(images, batch_size=8, verbose=0, shuffle=False)
+    models[1].fit(images, batch_size=8, verbose=0, shuffle=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*cannot trace")
+        models[0].fit(images, batch_size=8, verbose=0, shuffle=False)
+    models[1].fit(images, batch_size=8, verbose=0, shuffle=False)
+    scales = [float(model.backbone.scale) for model in models]
+    assert scales[0] == pytest.approx(scales[1], abs=1e-6)
+    assert scales[0] != 1.0
+
+
+class Normalized(keras.layers.Layer):
+    """A backbone that keeps moving averages in weights that are not trained."""
+
+    image_shape = (4, 4, 1)
+
+    def __init__(self):
+        super().__init__()
+        self.norm = keras.layers.BatchNormalization(momentum=0.5)
+        self.dense = keras.layers.Dense(1)
+
+    def build(self, input_shape):
+        self.norm.build((None, 4, 4, 1))
+        self.dense.build((None, 4, 4, 1))
+
+    def call(self, inputs, training=False):
+        return self.dense(self.norm(inputs[0], training=training))
+
+
+def test_weights_that_are_not_trained_move_too(images):
+    keras.utils.set_random_seed(0)
+    models = [keras_imm.IMM(Normalized(), seed=1) for _ in range(2)]
+    models[1].set_weights(models[0].get_weights())
+    for model in models:
+        model.compile(keras.optimizers.SGD(0.1), run_eagerly=model is models[1])
+        model.fit(images + 0.3, batch_size=8, verbose=0, shuffle=False)
+    traced, eager = (model.backbone.norm.moving_mean for model in models)
+    assert models[0]._graph.usable
+    assert abs(float(traced[0])) > 0.05
+    assert float(traced[0]) == pytest.approx(float(eager[0]), abs=1e-6)
+
+
+def test_modules_of_pytorch_keep_their_parameters(images):
+    import torch
+
+    class Backbone(keras.layers.Layer):
+        image_shape = (4, 4, 1)
+
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Linear(16, 16)  # Keras wraps it
+
+        def call(self, inputs):
+            x = inputs[0]
+            return ops.reshape(self.net(ops.reshape(x, (-1, 16))), x.shape)
+
+    model = keras_imm.IMM(Backbone())
+    model.compile(keras.optimizers.SGD(0.1))
+    before = [ops.convert_to_numpy(v).copy() for v in model.trainable_variables]
+    assert len(before) == 2
+    model.fit(images, batch_size=8, verbose=0)
+    after = [ops.convert_to_numpy(v) for v in model.trainable_variables]
+    assert all(np.any(a != b) for a, b in zip(before, after, strict=True))
+
+
+def test_layers_frozen_between_two_fits_stay_as_they_are(make_model, images, labels):
+    model = make_model({})
+    train(model, images, labels, epochs=1)
+    block = model.backbone.blocks[0]
+    block.trainable = False
+    before = [ops.convert_to_numpy(v).copy() for v in block.weights]
+    final = ops.convert_to_numpy(model.backbone.final_layer.weights[0]).copy()
+    train(model, images, labels, epochs=1)
+    for a, b in zip(before, block.weights, strict=True):
+        np.testing.assert_array_equal(a, ops.convert_to_numpy(b))
+    changed = ops.convert_to_numpy(model.backbone.final_layer.weights[0])
+    assert np.any(final != changed)
+
+
+@pytest.mark.parametrize(
+    "make_optimizer",
+    [
+        lambda: keras.optimizers.Adam(1e-2, beta_1=0.8, beta_2=0.95, use_ema=True),
+        lambda: keras.optimizers.AdamW(
+            keras.optimizers.schedules.CosineDecay(1e-2, 8),
+            weight_decay=0.1,
+            clipnorm=0.01,
+            epsilon=1e-4,
+            use_ema=True,
+            ema_momentum=0.7,
+        ),
+        lambda: keras.optimizers.Adam(1e-2, amsgrad=True, use_ema=True),
+        lambda: keras.optimizers.Nadam(1e-2, use_ema=True),
+    ],
+)
+def test_updates_in_few_calls_are_those_of_keras(make_optimizer):
+    """Six steps on the same gradients, beside Keras's own code."""
+    import torch
+
+    from keras_imm.trainers.torch import _few_calls
+
+    rng = np.random.default_rng(0)
+    start = [rng.standard_normal(shape).astype("float32") for shape in ((3, 4), (5,))]
+    ours, theirs = ([keras.Variable(v) for v in start] for _ in range(2))
+    optimizers = make_optimizer(), make_optimizer()
+    for step in range(6):
+        gradients = [
+            torch.tensor(10.0**-step * rng.standard_normal(v.shape).astype("float32"))
+            for v in start
+        ]
+        with torch.no_grad():
+            with _few_calls(optimizers[0]):
+                optimizers[0].apply(list(gradients), ours)
+            optimizers[1].apply(list(gradients), theirs)
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(
+                ops.convert_to_numpy(a), ops.convert_to_numpy(b), rtol=2e-6, atol=1e-7
+            )
+        states = (optimizer.variables for optimizer in optimizers)
+        for a, b in zip(*states, strict=True):
+            np.testing.assert_allclose(
+                ops.convert_to_numpy(a), ops.convert_to_numpy(b), rtol=2e-6, atol=1e-9
+            )
+    moved = np.abs(ops.convert_to_numpy(ours[0]) - start[0]).max()
+    assert moved > 1e-2
+
+
+def test_a_bias_is_added_in_the_product():
+    """And detached, copied and unused values are gone; the result is the same."""
+    import torch
+
+    def function(x, weights):
+        kernel, bias = weights
+        torch.sin(x)
+        first = torch.matmul(x.detach(), kernel) + bias
+        wide = torch.matmul(x[None], kernel) + bias  # by way of a view
+        return first + wide[0] + torch.matmul(x, kernel) + torch.matmul(x, kernel).T
+
+    rng = np.random.default_rng(0)
+    x, kernel = (torch.tensor(rng.standard_normal((4, 4))) for _ in range(2))
+    bias = torch.tensor(rng.standard_normal(4))
+    call = compilation.graphs_of(function)
+    result = call(x, [kernel, bias])
+    np.testing.assert_allclose(result, function(x, [kernel, bias]), atol=1e-12)
+    graphs = [c.cell_contents for c in call.__closure__]
+    (graph,) = next(g for g in graphs if isinstance(g, dict)).values()
+    targets = [node.target for node in graph.graph.nodes]
+    assert targets.count(torch.addmm) == 2
+    assert torch.ops.aten.sin.default not in targets
+    assert torch.ops.aten.detach.default not in targets
+
+
+def test_what_flow_map_returns_can_be_differentiated_through(make_model, images):
+    import torch
+
+    model = make_model({})
+    x_s = model.flow_map(images, 0.9, 0.1)
+    scale = torch.ones((), requires_grad=True)
+    (scale * x_s).square().sum().backward()
+    assert scale.grad > 0
+
+
+def test_jit_compile_trains_alike(make_model, images, labels):
+    models = make_model({}), make_model({})
+    for model in models:
+        model.compile(keras.optimizers.SGD(0.1), jit_compile=model is models[0])
+    assert_train_alike(*models, images, labels)
+    assert models[0]._graph.usable
+    compiled, plain = (
+        model.generate(labels, noise=images, guidance_scale=1.5) for model in models
+    )
+    np.testing.assert_allclose(compiled, plain, atol=1e-3)
+    assert np.abs(plain).max() > 0.1
