@@ -25,14 +25,29 @@ LOOPS = {
 DIGITS = {"patch_size": 2, "hidden_size": 64, "depth": 3, "num_heads": 4}
 
 
-def define_model_flags():
+class Data(keras.utils.PyDataset):
+    """A list of batches, the same in every epoch."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        return self.batches[index]
+
+
+def define_model_flags(batch_size=True):
     flags.DEFINE_enum(
         "model",
         "digits",
         ["digits", "dit_s_2", "dit_b_2", "dit_l_2", "dit_xl_2"],
         "The network of examples/digits.py, or a DiT on latents of 32x32x4.",
     )
-    flags.DEFINE_integer("batch_size", 128, "Samples of a batch.", lower_bound=4)
+    if batch_size:
+        flags.DEFINE_integer("batch_size", 128, "Samples of a batch.", lower_bound=4)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What multiplies.")
 
 

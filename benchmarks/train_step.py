@@ -68,20 +68,6 @@ class GivenParticles(keras_imm.IMM):
         return keras_imm.objective.Particles(x_t, x_r, s, r, t, labels, labels)
 
 
-class Data(keras.utils.PyDataset):
-    """A list of batches, the same in every epoch."""
-
-    def __init__(self, batches):
-        super().__init__()
-        self.batches = batches
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __getitem__(self, index):
-        return self.batches[index]
-
-
 def build(kind=keras_imm.IMM, **compile_arguments):
     """A model with weights that give every weight a gradient, compiled."""
     model = measuring.build(kind)
@@ -109,7 +95,7 @@ def batches():
 
         dataset = tf.data.Dataset.from_tensor_slices((images, labels)).cache()
         return listed, dataset, dataset
-    return listed, Data(listed), listed
+    return listed, measuring.Data(listed), listed
 
 
 def check_agreement(fits):
@@ -128,7 +114,7 @@ def check_agreement(fits):
         own = build(GivenParticles, **arguments)
         own.particles = particles
         history = own.fit(
-            Data(listed[:1]), epochs=AGREEMENT_STEPS, verbose=0, shuffle=False
+            measuring.Data(listed[:1]), epochs=AGREEMENT_STEPS, verbose=0, shuffle=False
         )
         losses[name] = history.history["loss"]
         weights[name] = weights_of(own, trainable=True)
