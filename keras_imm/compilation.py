@@ -1,5 +1,6 @@
 """Compiling a pure function of tensors on each backend."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +14,13 @@ class TracingError(RuntimeError):
 def compile_function(function: Callable, jit_compile: bool = False) -> Callable:
     """Compiles a function whose result depends on its tensor arguments alone.
 
-    The compiled function is traced once for each set of shapes and dtypes: a new
-    value of an argument costs nothing.
+    The compiled function is traced once for each set of shapes and dtypes of its
+    arguments: a new value costs nothing.
 
     Args:
         function: Function of positional arguments: tensors, None, or lists of
-            these. It returns a tensor, or lists and tuples of tensors and None.
+            these. Tensors in lists, such as weights, have the same shapes and dtypes
+            in every call. It returns a tensor, or lists and tuples of tensors and None.
         jit_compile: Whether TensorFlow compiles through XLA and PyTorch through
             `torch.compile`. JAX always compiles through XLA.
 
@@ -103,12 +105,16 @@ def graphs_of(function: Callable, jit_compile: bool = False) -> Callable:
     keep for a backward pass.
     """
     import torch
+    import torch._inductor
     from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils import _pytree as pytree
 
     graphs = {}
 
     @torch.no_grad()
     def trace(args, tensors):
+        structure = None
+
         def of_tensors(*tensors):
             given = iter(tensors)
 
@@ -117,31 +123,42 @@ def graphs_of(function: Callable, jit_compile: bool = False) -> Callable:
                     return [fill(one) for one in arg]
                 return None if arg is None else next(given)
 
-            return function(*map(fill, args))
+            nonlocal structure
+            results, structure = pytree.tree_flatten(function(*map(fill, args)))
+            structure = structure, [one is None for one in results]
+            return [one for one in results if one is not None]
 
         try:
             graph = make_fx(of_tensors)(*tensors)
         except Exception as error:
             raise TracingError(str(error)) from error
         _simplify(graph)
-        if jit_compile:
-            return torch.compile(graph)
-        _call_python_functions(graph)
-        return graph
+        return (_compile_graph if jit_compile else _call_python_functions)(
+            graph, tensors
+        ), structure
 
     def call(*args):
-        leaves = []
+        key, tensors = [], []
         for arg in args:
-            leaves += [len(arg), *arg] if isinstance(arg, list) else [arg]
-        tensors = [one for one in leaves if isinstance(one, torch.Tensor)]
-        key = tuple(
-            (one.shape, one.dtype, one.device) if isinstance(one, torch.Tensor) else one
-            for one in leaves
-        )
+            if isinstance(arg, list):
+                present = [one for one in arg if one is not None]
+                absent = [i for i, one in enumerate(arg) if one is None]
+                key += [len(arg), *absent, "absent"]
+                tensors += present
+            elif arg is None:
+                key.append(None)
+            else:
+                key += [arg.shape, arg.dtype, arg.device]
+                tensors.append(arg)
+        key = tuple(key)
         if key not in graphs:
             graphs[key] = trace(args, tensors)
+        graph, (structure, absent) = graphs[key]
         with torch.no_grad() if jit_compile else torch.inference_mode():
-            return graphs[key](*tensors)
+            results = iter(graph(*tensors))
+        return pytree.tree_unflatten(
+            [None if one else next(results) for one in absent], structure
+        )
 
     return call
 
@@ -189,7 +206,22 @@ def _simplify(module: Any) -> None:
     module.recompile()
 
 
-def _call_python_functions(module: Any) -> None:
+def _compile_graph(module: Any, tensors: list) -> Callable:
+    """What `torch.compile` ends in, without its checks before every call."""
+    from torch._inductor import compile as compile_graph
+
+    try:
+        return compile_graph(module, tensors)
+    except Exception as error:
+        warnings.warn(
+            "PyTorch could not compile a graph, which runs as it was traced. "
+            f"{type(error).__name__}: {str(error)[:1000]}",
+            stacklevel=2,
+        )
+        return module
+
+
+def _call_python_functions(module: Any, tensors: list) -> Callable:
     """Has a graph call PyTorch's own functions, which are faster than ATen's handles.
 
     They parse their arguments in less than half of the time, which tells where tensors
@@ -218,6 +250,7 @@ def _call_python_functions(module: Any) -> None:
         elif node.target in (aten.view.default, aten._unsafe_view.default):
             node.op, node.target = "call_method", "view"
     module.recompile()
+    return module
 
 
 def _is_bias(node: Any, product: Any) -> bool:

@@ -176,14 +176,14 @@ class _Graph:
         """
         values = [[v.value for v in group] for group in (self.trainable, self._others)]
         self._kind = type(particles)
-        loss, gradients, updates = self._compiled(*values, list(particles), scale)
+        loss, gradients, updates = self._compiled(*values, scale, *particles)
         for variable, value in zip(self._others, updates, strict=True):
             if value is not None:
                 variable.assign(value)
         return loss, gradients
 
     def _step(
-        self, trainable: list, others: list, particles: list, scale: Any
+        self, trainable: list, others: list, scale: Any, *particles: Any
     ) -> tuple[Any, list, list]:
         """Loss, gradients, and the other variables' new values, None where old."""
         trainable = [value.detach().requires_grad_() for value in trainable]
