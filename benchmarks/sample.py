@@ -30,6 +30,7 @@ flags.DEFINE_list("batch_sizes", "1,16,256", "Images of a call.")
 flags.DEFINE_list("num_steps", "1,2,4,8", "Steps of a call.")
 flags.DEFINE_float("guidance_scale", 1.5, "Of the guided calls.")
 flags.DEFINE_float("seconds", 2.0, "Time for each row, in which the calls take turns.")
+flags.DEFINE_list("by_hand", None, "Which hand-written samplers. Default: all.")
 flags.DEFINE_string("out", None, "JSON file for the results.")
 
 # How `generate` is compiled, and the sampler it is compared with, by backend.
@@ -129,7 +130,8 @@ def main(_):
     measuring.print_row(*["---"] * len(columns))
     rows = []
     for jit_compile, name in PAIRS[keras.backend.backend()]:
-        rows += compare(jit_compile, name)
+        if name in (FLAGS.by_hand or [name]):
+            rows += compare(jit_compile, name)
     if FLAGS.out:
         path = pathlib.Path(FLAGS.out)
         path.parent.mkdir(parents=True, exist_ok=True)

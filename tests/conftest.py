@@ -35,11 +35,17 @@ NUMPY_ALONE = {
 
 
 def pytest_collection_modifyitems(items):
-    if keras.backend.backend() != "torch":
-        reason = "NumPy code, tested under torch"
-        for item in items:
-            if item.path.stem in NUMPY_ALONE:
-                item.add_marker(pytest.mark.skip(reason=reason))
+    if keras.backend.backend() == "torch":
+        return
+    for item in items:
+        mark = item.get_closest_marker("one_backend")
+        if item.path.stem in NUMPY_ALONE:
+            reason = "NumPy code, tested under torch"
+        elif mark:
+            reason = f"{mark.args[0]}: tested under torch"
+        else:
+            continue
+        item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

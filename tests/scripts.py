@@ -10,9 +10,11 @@ import keras
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def run_script(script: str, *flags: str) -> subprocess.CompletedProcess:
+def run_script(
+    script: str, *flags: str, **environment: str
+) -> subprocess.CompletedProcess:
     """`python script flags`, with the output as text."""
-    return _run(str(ROOT / script), *flags)
+    return _run(str(ROOT / script), *flags, **environment)
 
 
 def run_code(code: str, folder: str) -> subprocess.CompletedProcess:
@@ -20,13 +22,14 @@ def run_code(code: str, folder: str) -> subprocess.CompletedProcess:
     return _run("-c", f"import sys; sys.path.insert(0, {str(ROOT / folder)!r})\n{code}")
 
 
-def _run(*arguments):
+def _run(*arguments, **environment):
     return subprocess.run(
         [sys.executable, *arguments],
         env={
             **os.environ,
             "KERAS_BACKEND": keras.backend.backend(),
             "PYTHONPATH": str(ROOT),
+            **environment,
         },
         capture_output=True,
         text=True,

@@ -81,6 +81,7 @@ def wheel(tmp_path_factory):
     return path
 
 
+@pytest.mark.one_backend("the wheel knows no backend")
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -98,6 +99,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert {r.split(">")[0] for r in core} == {"keras", "numpy", "absl-py"}
 
 
+@pytest.mark.one_backend("the wheel knows no backend")
 def test_the_wheel_installs_into_an_empty_environment_and_imports(wheel, tmp_path):
     """Its dependencies are lent to the environment; the package itself is not."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path], check=True)

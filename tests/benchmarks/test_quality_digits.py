@@ -8,6 +8,8 @@ from small_dit import small_dit
 
 import keras_imm
 
+pytestmark = pytest.mark.one_backend("tests/examples run what it is made of")
+
 
 def metrics(method, backend, seed, quality, **more):
     return {

@@ -83,6 +83,7 @@ def test_the_saved_model_generates(result, out):
     assert np.isfinite(images).all()
 
 
+@pytest.mark.one_backend("flags know no backend")
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -109,6 +110,7 @@ def test_the_number_of_images_is_that_of_the_data():
     assert count == stated
 
 
+@pytest.mark.one_backend("a schedule of Keras")
 def test_the_learning_rate_rises_and_falls_to_zero():
     code = """
 import digits

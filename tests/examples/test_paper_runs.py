@@ -62,6 +62,7 @@ def write_cifar10(folder):
         builder.download_and_prepare()
 
 
+@pytest.mark.one_backend("tests/datasets reads it under each backend")
 def test_cifar10_from_tfds(tmp_path):
     write_cifar10(tmp_path / "data")
     out = tmp_path / "out"
@@ -118,6 +119,7 @@ def test_imagenet_from_latents_with_accumulation(tmp_path):
     assert model.num_classes == 4 and model.accumulation_steps == 2
 
 
+@pytest.mark.one_backend("tests/callbacks kills runs of each backend")
 def test_a_run_killed_at_random_moments_ends_bit_equal(tmp_path):
     """Of imagenet --smoke. benchmarks/kill_and_resume.py kills more often."""
     environment = {"KERAS_BACKEND": keras.backend.backend(), "PYTHONPATH": str(ROOT)}
