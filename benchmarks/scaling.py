@@ -7,7 +7,8 @@ one trainable number): drawing groups, times and noise, coefficients, kernels, l
 gradient, for M particles in a group and D elements of a sample; and the share that the
 last would have in a step of DiT-S/2, timed at a smaller batch. "devices" (JAX alone):
 one global batch on virtual devices of this CPU, with what the devices tell each other
-in a step, read from the compiled program, beside what they compute.
+in a step, read from the compiled program, beside what they compute. "plan": what a step
+of a published network would take on many chips, from counts and vendors' figures alone.
 """
 
 import os
@@ -30,7 +31,7 @@ from absl import app, flags
 import keras_imm
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("parts", "loss,devices", "Which of loss and devices.")
+flags.DEFINE_list("parts", "loss,devices,plan", "Which of loss, devices and plan.")
 flags.DEFINE_integer("loss_batch", 256, "Samples of a batch in the part loss.")
 flags.DEFINE_list("group_sizes", "1,2,4,8,16,32,64", "M, at D of the latents.")
 flags.DEFINE_list("dimensions", "64,1024,4096,16384", "D, at M of 4.")
@@ -39,6 +40,10 @@ flags.DEFINE_list("device_counts", "1,2,4", "Devices of the part devices.")
 flags.DEFINE_integer("hidden_size", 256, "Width of its DiT.", lower_bound=4)
 flags.DEFINE_integer("depth", 4, "Blocks of its DiT.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 64, "Samples of a batch.", lower_bound=4)
+flags.DEFINE_string("preset", "dit_xl_2", "The network of the part plan.")
+flags.DEFINE_integer("global_batch", 4096, "Its batch.")
+flags.DEFINE_integer("chips", 256, "Its chips.")
+flags.DEFINE_float("utilisation", 0.45, "The share of the peak that it computes at.")
 flags.DEFINE_bool("child", False, "Measure all devices of this process.")
 flags.DEFINE_string("out", None, "JSON file for the results.")
 
@@ -233,6 +238,58 @@ def measure_devices():
     return rows
 
 
+# Bytes per second that one device can send to others, and move to and from its memory:
+# NVIDIA's data sheets of DGX H100 (400 Gb/s of InfiniBand for each GPU) and H100 SXM,
+# Google's pages on Cloud TPU (bandwidth between chips, and of their memory).
+CHIPS = {
+    "NVIDIA H100 80GB HBM3": (50e9, 3.35e12),
+    "TPU v4": (300e9, 1.2e12),
+    "TPU v5 lite": (200e9, 0.819e12),
+    "TPU v5p": (600e9, 2.765e12),
+}
+FLOAT32, UPDATE_PASSES = 4, 9  # reads w, m, v, average, gradient; writes the first four
+
+
+def measure_plan():
+    """A step of data-parallel training on many chips, as if nothing overlapped."""
+    image_shape = (32, 32, 4)
+    backbone = keras_imm.backbones.DiT.from_preset(
+        FLAGS.preset, image_shape, num_classes=1000
+    )
+    forward = keras_imm.flops.multiply_adds(backbone)
+    weights = sum(int(np.prod(v.shape)) for v in backbone.trainable_variables)
+    each = FLAGS.global_batch // FLAGS.chips
+    flops = keras_imm.flops.training_step_flops(forward, each)
+    volume = 2 * (FLAGS.chips - 1) / FLAGS.chips * FLOAT32 * weights
+    moved = UPDATE_PASSES * FLOAT32 * weights
+    print(
+        f"\n{FLAGS.preset}, {weights / 1e6:.0f}M weights, batch {FLAGS.global_batch}, "
+        f"{FLAGS.chips} chips, {each} samples on each: {flops / 1e12:.1f} TFLOP in "
+        f"bfloat16 at {FLAGS.utilisation:.0%} of the peak; {volume / 1e9:.1f} GB sent "
+        f"by each for the mean of float32 gradients (a ring); {moved / 1e9:.1f} GB "
+        "moved by Adam and the averages.\n"
+    )
+    measuring.print_row(
+        *("chip", "computing, ms", "gradients, ms", "update, ms"),
+        "samples on each that compute as long as gradients take",
+    )
+    measuring.print_row(*["---"] * 5)
+    rows = []
+    for name, (link, memory) in CHIPS.items():
+        peak = keras_imm.devices.peak_flops("bfloat16", name)
+        computing = flops / (FLAGS.utilisation * peak)
+        row = {
+            "chip": name,
+            "computing_ms": 1000 * computing,
+            "gradients_ms": 1000 * volume / link,
+            "update_ms": 1000 * moved / memory,
+            "balanced_samples": each * volume / link / computing,
+        }
+        rows.append(row)
+        measuring.print_row(name, *(f"{v:.0f}" for v in list(row.values())[1:]))
+    return rows
+
+
 def main(_):
     if FLAGS.child:
         measure_devices_of_this_process()
@@ -243,6 +300,8 @@ def main(_):
         results["loss"] = measure_loss()
     if "devices" in FLAGS.parts and keras.backend.backend() == "jax":
         results["devices"] = measure_devices()
+    if "plan" in FLAGS.parts:
+        results["plan"] = measure_plan()
     if FLAGS.out:
         pathlib.Path(FLAGS.out).write_text(json.dumps(results, indent=2) + "\n")
 

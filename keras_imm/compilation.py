@@ -22,7 +22,7 @@ def compile_function(function: Callable, jit_compile: bool = False) -> Callable:
             these. Tensors in lists, such as weights, have the same shapes and dtypes
             in every call. It returns a tensor, or lists and tuples of tensors and None.
         jit_compile: Whether TensorFlow compiles through XLA and PyTorch through
-            `torch.compile`. JAX always compiles through XLA.
+            what `torch.compile` ends in. JAX always compiles through XLA.
 
     Returns:
         The compiled function. It keeps no gradient: `jax.jit` under JAX,
@@ -105,7 +105,6 @@ def graphs_of(function: Callable, jit_compile: bool = False) -> Callable:
     keep for a backward pass.
     """
     import torch
-    import torch._inductor
     from torch.fx.experimental.proxy_tensor import make_fx
     from torch.utils import _pytree as pytree
 
@@ -222,10 +221,10 @@ def _compile_graph(module: Any, tensors: list) -> Callable:
 
 
 def _call_python_functions(module: Any, tensors: list) -> Callable:
-    """Has a graph call PyTorch's own functions, which are faster than ATen's handles.
+    """Has a graph call PyTorch's own functions, not ATen's handles.
 
-    They parse their arguments in less than half of the time, which tells where tensors
-    are small.
+    They take about 0.7 us less a call to parse their arguments, which tells where
+    tensors are small.
     """
     import torch
 

@@ -407,9 +407,12 @@ class IMM(Generation, trainers.get(), keras.Model):
         Args:
             optimizer: Keras optimizer or its name. `use_ema=True` keeps the averaged
                 weights that `generate` uses by default.
-            run_eagerly: As in `keras.Model.compile`.
+            run_eagerly: Whether layers are called one by one. Otherwise a step is
+                traced, under PyTorch too: what its Python does happens once for each
+                shape of a batch.
             steps_per_execution: As in `keras.Model.compile`.
-            jit_compile: As in `keras.Model.compile`.
+            jit_compile: As in `keras.Model.compile`. Under PyTorch its compiler takes
+                the traced step.
             auto_scale_loss: As in `keras.Model.compile`.
 
         Raises:

@@ -20,9 +20,9 @@ class Trainer:
 
     The loss of a micro-batch and its gradients are a pure function of weights and
     particles: it is traced once for each shape of a batch and runs from then on as a
-    graph of ATen operations, through `torch.compile` if `jit_compile`. Eager steps call
-    the layers: those of several processes, with `run_eagerly=True`, and of models that
-    a graph cannot hold.
+    graph of ATen operations, compiled if `jit_compile`. Eager steps call the layers:
+    those of several processes, with `run_eagerly=True`, and of models that a graph
+    cannot hold.
     """
 
     def train_step(self, data: Any) -> dict:
@@ -160,6 +160,12 @@ class _Graph:
     def __init__(self, model: Any):
         self.trainable = model.trainable_variables
         self.usable = _can_be_traced(model)
+        if model.jit_compile and not self.usable:
+            warnings.warn(
+                f"`jit_compile=True` does nothing for {model.name!r} under PyTorch: a "
+                "backbone with dropout, or with PyTorch's own modules, is not traced.",
+                stacklevel=2,
+            )
         self._others = model.non_trainable_variables
         self._model = model
         self._compiled = graphs_of(self._step, model.jit_compile)

@@ -155,6 +155,17 @@ def test_modules_of_pytorch_keep_their_parameters(images):
     assert all(np.any(a != b) for a, b in zip(before, after, strict=True))
 
 
+def test_dropout_is_not_traced_and_jit_compile_says_so(make_model, images, labels):
+    model = make_model({}, dropout=0.2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*does nothing.*")
+        train(model, images, labels, epochs=1)
+    assert not model._graph.usable
+    model.compile(keras.optimizers.SGD(0.1), jit_compile=True)
+    with pytest.warns(UserWarning, match="does nothing"):
+        train(model, images, labels, epochs=1)
+
+
 def test_layers_frozen_between_two_fits_stay_as_they_are(make_model, images, labels):
     model = make_model({})
     train(model, images, labels, epochs=1)
