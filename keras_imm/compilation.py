@@ -127,8 +127,11 @@ def graphs_of(function: Callable, jit_compile: bool = False) -> Callable:
             structure = structure, [one is None for one in results]
             return [one for one in results if one is not None]
 
+        # On tensors without values: nothing is computed, kept or drawn.
         try:
-            graph = make_fx(of_tensors)(*tensors)
+            graph = make_fx(
+                of_tensors, tracing_mode="fake", _allow_non_fake_inputs=True
+            )(*tensors)
         except Exception as error:
             raise TracingError(str(error)) from error
         _simplify(graph)
@@ -183,6 +186,8 @@ def _simplify(module: Any) -> None:
             getattr(product, "target", None) is aten.mm.default
             and len(product.users) == len(output.users) == 1
             and _is_bias(bias, product)
+            and _shape(node) == _shape(output)
+            and _shape(output)[-1] == _shape(product)[-1]
         ):
             continue
         with module.graph.inserting_before(node):
@@ -250,6 +255,11 @@ def _call_python_functions(module: Any, tensors: list) -> Callable:
             node.op, node.target = "call_method", "view"
     module.recompile()
     return module
+
+
+def _shape(node: Any) -> tuple | None:
+    value = node.meta.get("val")
+    return None if value is None else tuple(value.shape)
 
 
 def _is_bias(node: Any, product: Any) -> bool:

@@ -40,6 +40,9 @@ class Trainer:
             steps = self.accumulation_steps
             if steps > 1:
                 gradients = [g if g is None else g / steps for g in gradients]
+            if not _is_of_keras(self.optimizer):
+                # It may change them in place, which results of a graph do not allow.
+                gradients = [g if g is None else g.clone() for g in gradients]
             with _few_calls(self.optimizer):
                 self.optimizer.apply(gradients, variables)
             return self.update_logs(_mean_of_processes(loss / steps))
@@ -283,6 +286,11 @@ def _few_calls(optimizer: Any) -> Iterator[None]:
     replacements = {"_update_model_variables_moving_average": _update_averages}
     if _is_adam(optimizer):
         replacements["_parallel_update_step"] = _update_adam
+    replacements = {
+        name: function
+        for name, function in replacements.items()
+        if name not in vars(optimizer)  # somebody's own
+    }
     for name, function in replacements.items():
         own = functools.partial(function, optimizer, getattr(optimizer, name))
         setattr(optimizer, name, own)
@@ -293,11 +301,22 @@ def _few_calls(optimizer: Any) -> Iterator[None]:
             delattr(optimizer, name)
 
 
+def _is_of_keras(optimizer: Any) -> bool:
+    """Whether an optimizer, and the one inside it, are Keras's or this library's."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return all(
+        type(one).__module__.startswith(("keras.src.", "keras_imm."))
+        for one in (optimizer, inner)
+    )
+
+
 def _is_adam(optimizer: Any) -> bool:
     """Whether Keras's own Adam or AdamW will update all variables at once."""
-    kind = type(optimizer)
-    ours = kind.__module__.startswith("keras.src.backend.torch.optimizers")
-    return ours and kind.__name__ in ("Adam", "AdamW") and not optimizer.amsgrad
+    return (
+        _is_of_keras(optimizer)
+        and type(optimizer).__name__ in ("Adam", "AdamW")
+        and not optimizer.amsgrad
+    )
 
 
 def _update_averages(optimizer: Any, each: Callable, variables: list) -> None:
@@ -328,19 +347,24 @@ def _update_adam(
     depends on the step, for which a GPU would be waited for.
     """
     indices = [optimizer._get_variable_index(v) for v in variables]
-    tensors = [
-        [v.value for v in variables],
-        list(gradients),
-        [optimizer._momentums[i].value for i in indices],
-        [optimizer._velocities[i].value for i in indices],
-    ]
-    kinds = {(t.dtype, t.device.type) for column in tensors for t in column}
-    if kinds != {(torch.float32, "cpu")}:
+    weights = [v.value for v in variables]
+    momentums = [optimizer._momentums[i].value for i in indices]
+    velocities = [optimizer._velocities[i].value for i in indices]
+    # The kernel walks through memory, whatever the strides: those of a convolution's
+    # gradient are not its weight's.
+    state = [*weights, *momentums, *velocities]
+    kinds = {(t.dtype, t.device.type, t.is_contiguous()) for t in state}
+    if kinds != {(torch.float32, "cpu", True)} or any(
+        g.dtype != torch.float32 for g in gradients
+    ):
         own(gradients, variables, learning_rate)
         return
     step = int(optimizer.iterations.value) + 1
     torch._fused_adam_(
-        *tensors,
+        weights,
+        [g.contiguous() for g in gradients],
+        momentums,
+        velocities,
         [],
         [torch.tensor(float(step))] * len(variables),
         lr=float(learning_rate),

@@ -196,7 +196,8 @@ def test_layers_frozen_between_two_fits_stay_as_they_are(make_model, images, lab
         lambda: keras.optimizers.Nadam(1e-2, use_ema=True),
     ],
 )
-def test_updates_in_few_calls_are_those_of_keras(make_optimizer):
+@pytest.mark.parametrize("transposed", ["nothing", "gradients", "weights"])
+def test_updates_in_few_calls_are_those_of_keras(make_optimizer, transposed):
     """Six steps on the same gradients, beside Keras's own code."""
     import torch
 
@@ -204,6 +205,8 @@ def test_updates_in_few_calls_are_those_of_keras(make_optimizer):
 
     rng = np.random.default_rng(0)
     start = [rng.standard_normal(shape).astype("float32") for shape in ((3, 4), (5,))]
+    if transposed == "weights":
+        start = [np.asfortranarray(v) for v in start]
     ours, theirs = ([keras.Variable(v) for v in start] for _ in range(2))
     optimizers = make_optimizer(), make_optimizer()
     for step in range(6):
@@ -211,6 +214,8 @@ def test_updates_in_few_calls_are_those_of_keras(make_optimizer):
             torch.tensor(10.0**-step * rng.standard_normal(v.shape).astype("float32"))
             for v in start
         ]
+        if transposed == "gradients":
+            gradients = [g.T.contiguous().T if g.ndim == 2 else g for g in gradients]
         with torch.no_grad():
             with _few_calls(optimizers[0]):
                 optimizers[0].apply(list(gradients), ours)
@@ -226,6 +231,80 @@ def test_updates_in_few_calls_are_those_of_keras(make_optimizer):
             )
     moved = np.abs(ops.convert_to_numpy(ours[0]) - start[0]).max()
     assert moved > 1e-2
+
+
+class InPlace(keras.optimizers.SGD):
+    def apply(self, grads, trainable_variables=None):
+        import torch
+
+        torch._foreach_mul_(list(grads), 2.0)
+        super().apply(grads, trainable_variables)
+
+
+def test_an_optimizer_may_change_gradients_in_place(make_model, images, labels):
+    models = make_model(), make_model()
+    models[0].compile(InPlace(0.05))
+    models[1].compile(keras.optimizers.SGD(0.1))
+    assert_train_alike(*models, images, labels)
+
+
+def test_a_unet_trains_as_with_keras_own_adam(images, monkeypatch):
+    """Gradients of convolutions lie in memory in another order than their weights."""
+    from keras_imm.trainers import torch as trainer
+
+    def make():
+        keras.utils.set_random_seed(0)
+        backbone = keras_imm.backbones.UNet(
+            image_shape=(4, 4, 1),
+            model_channels=8,
+            channel_mult=(1,),
+            num_blocks=1,
+            attention_resolutions=(),
+            dropout=0.0,
+        )
+        model = keras_imm.IMM(backbone)
+        model.compile(keras.optimizers.Adam(1e-3, epsilon=1e-6))
+        return model
+
+    def fit(model):
+        model.fit(images, batch_size=8, verbose=0, shuffle=False)
+        return weights_of(model)
+
+    before = weights_of(make())
+    ours = fit(make())
+    monkeypatch.setattr(trainer, "_is_adam", lambda optimizer: False)
+    theirs = fit(make())
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    moved = max(np.abs(a - b).max() for a, b in zip(before, ours, strict=True))
+    assert moved > 2e-3
+
+
+def test_a_vector_that_is_no_bias_is_added_after_the_product():
+    import torch
+
+    def function(x, weights):
+        kernel, vector = weights
+        return torch.matmul(x, kernel).view(4, 8, 1) + vector
+
+    x, kernel, vector = torch.randn(4, 3), torch.randn(3, 8), torch.randn(8)
+    result = compilation.graphs_of(function)(x, [kernel, vector])
+    assert result.shape == (4, 8, 8)
+    torch.testing.assert_close(result, function(x, [kernel, vector]))
+
+
+def test_a_traced_step_takes_no_more_memory(make_model):
+    """Nor does tracing: what is traced has shapes, and no values."""
+    import torch
+
+    sizes = []
+
+    def function(x):
+        sizes.append(type(x).__name__)
+        return torch.sin(x)
+
+    compilation.graphs_of(function)(torch.ones(3))
+    assert sizes == ["FakeTensor"]
 
 
 def test_a_bias_is_added_in_the_product():
