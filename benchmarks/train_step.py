@@ -4,8 +4,8 @@
 
 The hand-written loops (benchmarks/hand_written) train the same network with the same
 objective, optimizer and averages. Before anything is timed, both train from the same
-weights on the same particles, and their losses and weights must agree. Then an epoch of
-`fit` and one of each loop take turns, on the same batches; the table has the medians of
+weights on the same particles, and losses, weights and averages must agree. Then an epoch
+of `fit` and one of each loop take turns, on the same batches; the table has the medians of
 their times per step, from the 10th to the 90th percentile, and the median of the ratios
 of neighbouring epochs. "first step" (with tracing and compiling, without imports) and
 "peak" (`ru_maxrss`, or the device's memory on a GPU) are from a fresh process for each.
@@ -27,7 +27,7 @@ import keras
 import measuring
 import numpy as np
 from absl import app, flags
-from hand_written.settings import weights_of
+from hand_written.settings import trained_weights_of
 
 import keras_imm
 
@@ -117,7 +117,7 @@ def check_agreement(fits):
             measuring.Data(listed[:1]), epochs=AGREEMENT_STEPS, verbose=0, shuffle=False
         )
         losses[name] = history.history["loss"]
-        weights[name] = weights_of(own, trainable=True)
+        weights[name] = trained_weights_of(own)
         for hand in names:
             by_hand = loop(hand, model)
             losses[hand] = by_hand.losses(particles, AGREEMENT_STEPS)
@@ -127,10 +127,10 @@ def check_agreement(fits):
         np.abs(np.divide(own, reference) - 1).max() for own in losses.values()
     )
     reference = weights[next(iter(fits))]
-    moved = weights_of(model, trainable=True)
+    start = trained_weights_of(model)
     weight_difference = max(
         np.linalg.norm(value - reference[name])
-        / np.linalg.norm(moved[name] - reference[name])
+        / np.linalg.norm(start[name] - reference[name])
         for own in weights.values()
         for name, value in own.items()
     )
@@ -227,8 +227,8 @@ def main(_):
     agreement = check_agreement(fits)
     print(
         f"After {AGREEMENT_STEPS} steps from the same weights on the same particles "
-        f"losses differ by at most {agreement[0]:.1e} of them, weights by "
-        f"{agreement[1]:.1e} of their change.\n",
+        f"losses differ by at most {agreement[0]:.1e} of them, weights and "
+        f"their averages by {agreement[1]:.1e} of their change.\n",
         flush=True,
     )
     columns = ["", "ms / step", "10% to 90%", "fit / it", "first step, s", "peak, MiB"]

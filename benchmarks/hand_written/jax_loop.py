@@ -206,5 +206,6 @@ class Loop:
         return np.asarray(x)
 
     def weights(self):
-        """Trained weights by their path in the Keras backbone."""
-        return jax.device_get(self.state[0])
+        """Trained weights and their averages, by the path in the Keras backbone."""
+        trained, averages, *_ = jax.device_get(self.state)
+        return trained | {f"average/{name}": v for name, v in averages.items()}

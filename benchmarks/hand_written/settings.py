@@ -76,6 +76,19 @@ def weights_of(model, trainable=False):
     }
 
 
+def trained_weights_of(model):
+    """Trainable weights and their averages, as the loops' `weights` gives them."""
+    import keras
+
+    trained = weights_of(model, trainable=True)
+    averages = model.optimizer._model_variables_moving_average
+    names = [path_in(model.backbone, v) for v in model.backbone.trainable_weights]
+    return trained | {
+        f"average/{name}": keras.ops.convert_to_numpy(v)
+        for name, v in zip(names, averages, strict=True)
+    }
+
+
 def path_in(backbone, variable):
     """Path of a variable without the names of what the backbone is part of."""
     return variable.path.split(f"{backbone.name}/")[-1]

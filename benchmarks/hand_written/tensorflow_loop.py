@@ -202,5 +202,9 @@ class Loop:
         return x.numpy()
 
     def weights(self):
-        """Trained weights by their path in the Keras backbone."""
-        return {name: v.numpy() for name, v in self.trained.items()}
+        """Trained weights and their averages, by the path in the Keras backbone."""
+        averages = zip(self.trained, self.averages, strict=True)
+        return {
+            **{name: v.numpy() for name, v in self.trained.items()},
+            **{f"average/{name}": v.numpy() for name, v in averages},
+        }

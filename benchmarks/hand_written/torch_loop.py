@@ -264,13 +264,16 @@ class Loop:
         return x.cpu().numpy()
 
     def weights(self):
-        """Trained weights by their path in the Keras backbone."""
+        """Trained weights and their averages, by the path in the Keras backbone."""
+        names = [name for name, _ in self.network.named_parameters()]
         return {
-            keras_path(name): (
-                p.T if name.endswith("weight") and "label" not in name else p
-            )
-            .detach()
-            .cpu()
-            .numpy()
-            for name, p in self.network.named_parameters()
+            prefix + keras_path(name): as_in_keras(name, value)
+            for prefix, values in (("", self.parameters), ("average/", self.averages))
+            for name, value in zip(names, values, strict=True)
         }
+
+
+def as_in_keras(name, value):
+    """A parameter as the Keras backbone has it, as a NumPy array."""
+    transposed = name.endswith("weight") and "label" not in name
+    return (value.T if transposed else value).detach().cpu().numpy()
