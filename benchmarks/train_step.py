@@ -4,10 +4,11 @@
 
 The hand-written loops (benchmarks/hand_written) train the same network with the same
 objective, optimizer and averages. Before anything is timed, both train from the same
-weights on the same particles, and losses, weights and averages must agree. Then an epoch
-of `fit` and one of each loop take turns, on the same batches; the table has the medians of
-their times per step, from the 10th to the 90th percentile, and the median of the ratios
-of neighbouring epochs. "first step" (with tracing and compiling, without imports) and
+weights on the same particles, and losses, weights and averages must agree. Then an
+epoch of `fit` and one of each loop take turns, on the same batches; the table has the
+medians of their times per step, from the 10th to the 90th percentile, and the median of
+the ratios of neighbouring epochs. "first step" (with tracing and compiling, without
+imports) and
 "peak" (`ru_maxrss`, or the device's memory on a GPU) are from a fresh process for each.
 """
 
