@@ -7,10 +7,6 @@ from typing import Any
 import keras
 
 
-class TracingError(RuntimeError):
-    """A function cannot be a graph, as where values of tensors decide what it does."""
-
-
 def compile_function(function: Callable, jit_compile: bool = False) -> Callable:
     """Compiles a function whose result depends on its tensor arguments alone.
 
@@ -26,8 +22,9 @@ def compile_function(function: Callable, jit_compile: bool = False) -> Callable:
 
     Returns:
         The compiled function. It keeps no gradient: `jax.jit` under JAX,
-        `tf.function` under TensorFlow, and under PyTorch a graph of ATen operations,
-        in which a call raises `TracingError` if the function cannot be one.
+        `tf.function` under TensorFlow, and under PyTorch a graph of ATen operations.
+        Where values of tensors decide what a function does it cannot be a graph: under
+        PyTorch it is then called as it is, with a warning.
     """
     return {
         "jax": _compile_jax,
@@ -108,7 +105,7 @@ def graphs_of(function: Callable, jit_compile: bool = False) -> Callable:
     from torch.fx.experimental.proxy_tensor import make_fx
     from torch.utils import _pytree as pytree
 
-    graphs = {}
+    graphs, untraceable = {}, []
 
     @torch.no_grad()
     def trace(args, tensors):
@@ -128,18 +125,18 @@ def graphs_of(function: Callable, jit_compile: bool = False) -> Callable:
             return [one for one in results if one is not None]
 
         # On tensors without values: nothing is computed, kept or drawn.
-        try:
-            graph = make_fx(
-                of_tensors, tracing_mode="fake", _allow_non_fake_inputs=True
-            )(*tensors)
-        except Exception as error:
-            raise TracingError(str(error)) from error
+        graph = make_fx(of_tensors, tracing_mode="fake", _allow_non_fake_inputs=True)(
+            *tensors
+        )
         _simplify(graph)
         return (_compile_graph if jit_compile else _call_python_functions)(
             graph, tensors
         ), structure
 
     def call(*args):
+        if untraceable:
+            with torch.no_grad():
+                return function(*args)
         key, tensors = [], []
         for arg in args:
             if isinstance(arg, list):
@@ -154,7 +151,16 @@ def graphs_of(function: Callable, jit_compile: bool = False) -> Callable:
                 tensors.append(arg)
         key = tuple(key)
         if key not in graphs:
-            graphs[key] = trace(args, tensors)
+            try:
+                graphs[key] = trace(args, tensors)
+            except Exception as error:
+                untraceable.append(error)
+                warnings.warn(
+                    "A model runs layer by layer, which is slower: PyTorch cannot "
+                    f"trace it. {type(error).__name__}: {error}",
+                    stacklevel=2,
+                )
+                return call(*args)
         graph, (structure, absent) = graphs[key]
         with torch.no_grad() if jit_compile else torch.inference_mode():
             results = iter(graph(*tensors))

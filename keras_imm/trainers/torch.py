@@ -11,7 +11,7 @@ import keras
 import torch
 import torch.distributed as dist
 
-from keras_imm.compilation import TracingError, graphs_of
+from keras_imm.compilation import graphs_of
 from keras_imm.seeds import random_states, streams_of_device
 
 
@@ -66,15 +66,7 @@ class Trainer:
         """Of one micro-batch."""
         scale = self.optimizer.scale_loss(torch.ones_like(particles.t[0]))
         if self._graph.usable:
-            try:
-                return self._graph(particles, scale)
-            except TracingError as error:
-                self._graph.usable = False
-                warnings.warn(
-                    f"{self.name!r} trains layer by layer, which is slower: PyTorch "
-                    f"cannot trace it. {error}",
-                    stacklevel=2,
-                )
+            return self._graph(particles, scale)
         weights = [v.value for v in self._graph.trainable]
         return self._differentiate(particles, weights, scale)
 
@@ -178,11 +170,7 @@ class _Graph:
         return _are_same(self.trainable, variables)
 
     def __call__(self, particles: Any, scale: Any) -> tuple[Any, list]:
-        """Loss and gradients of a micro-batch.
-
-        Raises:
-            TracingError: If there can be no graph; nothing has changed then.
-        """
+        """Loss and gradients of a micro-batch."""
         values = [[v.value for v in group] for group in (self.trainable, self._others)]
         self._kind = type(particles)
         loss, gradients, updates = self._compiled(*values, scale, *particles)

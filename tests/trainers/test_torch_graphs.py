@@ -96,6 +96,9 @@ def test_what_cannot_be_traced_is_said_once_and_trains(images):
         warnings.filterwarnings("error", message=".*cannot trace")
         models[0].fit(images, batch_size=8, verbose=0, shuffle=False)
     models[1].fit(images, batch_size=8, verbose=0, shuffle=False)
+    with pytest.warns(UserWarning, match="PyTorch cannot trace it"):
+        samples = models[0].generate(noise=images)
+    np.testing.assert_allclose(samples, models[1].generate(noise=images), atol=1e-5)
     scales = [float(model.backbone.scale) for model in models]
     assert scales[0] == pytest.approx(scales[1], abs=1e-6)
     assert scales[0] != 1.0
