@@ -414,3 +414,16 @@ def test_parameter_counts_are_the_published_ones():
     # Forgets the variables without values, but also what JAX has compiled.
     keras.utils.clear_session()
     assert counts == PUBLISHED_PARAMETERS
+
+
+def test_jax_keeps_the_residual_stream_on_a_cpu(backend):
+    if backend != "jax":
+        pytest.skip("only JAX's compiler for CPUs computes it anew in every layer")
+    import jax
+
+    if jax.default_backend() != "cpu":
+        pytest.skip("other compilers of JAX are left alone")
+    backbone = keras_imm.backbones.DiT(depth=3)
+    inputs = [np.zeros((2, 8, 8, 1), "float32"), np.zeros(2, "float32")]
+    text = jax.jit(lambda x, t: backbone([x, t, t])).lower(*inputs).as_text()
+    assert text.count("optimization_barrier") == 2 * 3 + 1  # the norms
