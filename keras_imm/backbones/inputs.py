@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import keras
+
 
 class Inputs(NamedTuple):
     """What a backbone is told; see `split_inputs`."""
@@ -75,3 +77,28 @@ def split_inputs(
             f"{tuple(augmentation_labels.shape)}"
         )
     return Inputs(x, c_t, c_s, labels, augmentation_labels)
+
+
+def symbolic_inputs(
+    backbone: keras.layers.Layer, data_shape: tuple, batch: int | None = None
+) -> list:
+    """What a backbone is called with, as symbolic tensors.
+
+    Args:
+        backbone: Layer or model, called with labels or augmentation labels where it
+            has an attribute `num_classes` or `augmentation_dim` above 0.
+        data_shape: Shape of one sample.
+        batch: Number of samples, or None.
+
+    Returns:
+        A list of `keras.KerasTensor`, with None for labels that are left out.
+    """
+    inputs = [keras.KerasTensor((batch, *data_shape), keras.backend.floatx())]
+    inputs += [keras.KerasTensor((batch,), "float32")] * 2
+    if getattr(backbone, "num_classes", 0):
+        inputs.append(keras.KerasTensor((batch,), "int32"))
+    if getattr(backbone, "augmentation_dim", 0):
+        inputs += [None] * (4 - len(inputs))
+        shape = (batch, backbone.augmentation_dim)
+        inputs.append(keras.KerasTensor(shape, "float32"))
+    return inputs

@@ -27,8 +27,10 @@ def mix_seeds(*seeds: int) -> int:
     return int(np.random.SeedSequence(seeds).generate_state(1)[0] >> 1)
 
 
-def random_states(layer: keras.layers.Layer) -> list[keras.Variable]:
+def random_states(layer: keras.layers.Layer | None) -> list[keras.Variable]:
     """States of every random stream in a layer: its own and its sublayers'."""
+    if layer is None:
+        return []
     return [
         v
         for v in layer.non_trainable_variables
@@ -42,17 +44,16 @@ def assign_state(state: keras.Variable, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def streams_of_device(layer: keras.layers.Layer, device: Any) -> Iterator[None]:
-    """Inside, a layer draws what is this device's alone.
+def streams_of_device(states: list[keras.Variable], device: Any) -> Iterator[None]:
+    """Inside, random streams draw what is this device's alone.
 
     The states come in and go out the same on all devices. Device 0 draws what one
     device alone would.
 
     Args:
-        layer: Layer whose random streams, and those of its sublayers, are meant.
+        states: The streams' states.
         device: Index of the device, an integer or an integer tensor.
     """
-    states = random_states(layer)
     seeds = [state.value[:1] * 1 for state in states]
     for state, seed in zip(states, seeds, strict=True):
         own = ops.cast(seed, "int64") + ops.cast(device, "int64") * _STRIDE

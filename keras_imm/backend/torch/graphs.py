@@ -1,10 +1,14 @@
-"""Compiling a pure function of tensors on each backend."""
+"""Traced functions under PyTorch: graphs of ATen operations, and derivatives."""
 
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-import keras
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+compiles_loops = False
 
 
 def compile_function(function: Callable, jit_compile: bool = False) -> Callable:
@@ -26,62 +30,7 @@ def compile_function(function: Callable, jit_compile: bool = False) -> Callable:
         Where values of tensors decide what a function does it cannot be a graph: under
         PyTorch it is then called as it is, with a warning.
     """
-    return {
-        "jax": _compile_jax,
-        "tensorflow": _compile_tensorflow,
-        "torch": _compile_torch,
-    }[keras.backend.backend()](function, jit_compile)
-
-
-def computed_once(x: Any) -> Any:
-    """Has a tensor with several uses computed once, and kept.
-
-    XLA's compiler for CPUs under JAX puts a chain of sums into every loop that reads
-    its end, and so computes the residual stream of a transformer from its beginning in
-    each layer, forwards and backwards. Elsewhere nothing is changed.
-
-    Args:
-        x: A tensor.
-
-    Returns:
-        The same tensor.
-    """
-    if keras.backend.backend() != "jax":
-        return x
-    import jax
-
-    if not isinstance(x, jax.core.Tracer) or jax.default_backend() != "cpu":
-        return x
-    return jax.lax.optimization_barrier(x)
-
-
-def _compile_jax(function: Callable, jit_compile: bool) -> Callable:
-    import jax
-
-    return jax.jit(function)
-
-
-def _compile_tensorflow(function: Callable, jit_compile: bool) -> Callable:
-    import tensorflow as tf
-
-    compiled = tf.function(
-        function, jit_compile=jit_compile, reduce_retracing=True, autograph=False
-    )
-
-    def copy_of_one_device(argument):
-        # Or the function would keep the variable that it was traced with.
-        if isinstance(argument, tf.distribute.DistributedValues):
-            return argument.values[0]
-        return argument
-
-    return lambda *args: compiled(*tf.nest.map_structure(copy_of_one_device, args))
-
-
-def _compile_torch(function: Callable, jit_compile: bool) -> Callable:
-    import torch
-    from torch.utils import _pytree as pytree
-
-    graphs = graphs_of(function, jit_compile)
+    graphs = trace_function(function, jit_compile)
 
     def copy(result):
         # Or a gradient could not be taken through what the caller computes from it.
@@ -95,16 +44,12 @@ def _compile_torch(function: Callable, jit_compile: bool) -> Callable:
     return compiled
 
 
-def graphs_of(function: Callable, jit_compile: bool = False) -> Callable:
-    """As `compile_function` under PyTorch, for results that are but read.
+def trace_function(function: Callable, jit_compile: bool = False) -> Callable:
+    """As `compile_function`, for results that nobody differentiates or changes.
 
     Unless `jit_compile`, they are tensors made in inference mode, which autograd cannot
     keep for a backward pass.
     """
-    import torch
-    from torch.fx.experimental.proxy_tensor import make_fx
-    from torch.utils import _pytree as pytree
-
     graphs, untraceable = {}, []
 
     @torch.no_grad()
@@ -171,13 +116,21 @@ def graphs_of(function: Callable, jit_compile: bool = False) -> Callable:
     return call
 
 
+def optimization_barrier(x: Any) -> Any:
+    """The tensor: PyTorch computes it once. See `keras_imm.backend.jax`."""
+    return x
+
+
+def jvp(function: Callable, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+    """Value and derivative in a direction: see `keras_imm.backend.jax`."""
+    return torch.func.jvp(function, primals, tangents)
+
+
 def _simplify(module: Any) -> None:
     """Takes out of a traced module what no result needs, and adds biases in products.
 
     Keras's Dense multiplies and then adds; PyTorch does both in one pass over memory.
     """
-    import torch
-
     aten = torch.ops.aten
     views = (aten.view.default, aten._unsafe_view.default)
     for node in module.graph.nodes:
@@ -237,8 +190,6 @@ def _call_python_functions(module: Any, tensors: list) -> Callable:
     They take about 0.7 us less a call to parse their arguments, which tells where
     tensors are small.
     """
-    import torch
-
     aten = torch.ops.aten
     functions = {
         aten.add.Tensor: torch.add,

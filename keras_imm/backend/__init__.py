@@ -1,0 +1,60 @@
+"""How the frameworks differ: one folder each, with the same names in it.
+
+- `TrainableModel`: the `keras.Model` whose hooks call a train step;
+- `TrainStep`: the step, and the evaluation, of a `BatchLoss` that it is handed;
+- `compile_function`, `compiles_loops`: compiled functions of tensors;
+- `jvp`: derivatives in a direction, forwards;
+- `optimization_barrier`, `dot_product_attention`: what compilers do not see alone;
+- `processes`: the devices and processes of a run;
+- `device_kind`, `multiplies_in_tf32`: what the first device is and does.
+
+`random_streams` and `keras_private` are the same under all of them.
+"""
+
+import importlib
+
+import keras
+
+from keras_imm.backend import keras_private, random_streams
+
+_NAMES = ("jax", "tensorflow", "torch")
+
+
+def name() -> str:
+    """The name of the Keras backend: "jax", "tensorflow" or "torch"."""
+    return keras.backend.backend()
+
+
+if name() not in _NAMES:
+    raise ImportError(
+        'keras_imm runs under the Keras backends "jax", "tensorflow" and "torch". '
+        f"Received: backend={name()!r}"
+    )
+_current = importlib.import_module(f"{__name__}.{name()}")
+
+TrainableModel = _current.TrainableModel
+TrainStep = _current.TrainStep
+compile_function = _current.compile_function
+compiles_loops = _current.compiles_loops
+device_kind = _current.device_kind
+dot_product_attention = _current.dot_product_attention
+jvp = _current.jvp
+multiplies_in_tf32 = _current.multiplies_in_tf32
+optimization_barrier = _current.optimization_barrier
+processes = _current.processes
+
+__all__ = [
+    "TrainStep",
+    "TrainableModel",
+    "compile_function",
+    "compiles_loops",
+    "device_kind",
+    "dot_product_attention",
+    "jvp",
+    "keras_private",
+    "multiplies_in_tf32",
+    "name",
+    "optimization_barrier",
+    "processes",
+    "random_streams",
+]

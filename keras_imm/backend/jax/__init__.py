@@ -1,0 +1,26 @@
+"""What is particular to JAX."""
+
+from keras_imm.backend.jax import processes
+from keras_imm.backend.jax.compilation import (
+    compile_function,
+    compiles_loops,
+    jvp,
+    optimization_barrier,
+)
+from keras_imm.backend.jax.devices import device_kind, multiplies_in_tf32
+from keras_imm.backend.jax.model import TrainableModel
+from keras_imm.backend.jax.train_step import TrainStep
+from keras_imm.backend.attention import fused_attention as dot_product_attention
+
+__all__ = [
+    "TrainStep",
+    "TrainableModel",
+    "compile_function",
+    "compiles_loops",
+    "device_kind",
+    "dot_product_attention",
+    "jvp",
+    "multiplies_in_tf32",
+    "optimization_barrier",
+    "processes",
+]

@@ -1,0 +1,202 @@
+"""Every use of what Keras does not document, each with its reason.
+
+Seen to work with the versions in `SEEN_WITH`; tests/backend/test_keras_private.py asks
+for each of these parts. Methods of Keras that `TrainableModel` overrides and that are
+private are listed in `OVERRIDDEN`.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+from keras.src.backend import AutocastScope
+
+SEEN_WITH = ("3.15",)
+
+# Under JAX, Keras empties the variables while it trains: a step that fails must give
+# them back. Under PyTorch, Keras would compile its own bookkeeping with the step.
+OVERRIDDEN = {
+    "jax": ("_get_jax_state", "_jax_state"),
+    "tensorflow": (),
+    "torch": ("_should_torch_compile",),
+}
+
+
+def without_autocast() -> Any:
+    """Inside, variables are read in the dtype in which they are stored.
+
+    Rematerialised blocks hand variables to another function; nothing public reads one
+    uncast inside the call of a layer.
+    """
+    return AutocastScope(None)
+
+
+def allow_any_positional_arguments(model: keras.Model) -> None:
+    """Lets a model be called as `model(x_t, 0.9, 0.1)`; Keras allows tensors alone."""
+    model._allow_non_tensor_positional_args = True
+
+
+def all_layers(layer: keras.layers.Layer, include_self: bool = True) -> list:
+    """A layer and its sublayers at every depth; public for models only."""
+    return list(layer._flatten_layers(include_self=include_self))
+
+
+def weights_made_trainable(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Weights that are trained unless somebody froze their layer, in Keras's order.
+
+    `trainable_variables` depends on what is frozen at the moment.
+    """
+    made = {
+        id(v) for one in all_layers(layer) for v in getattr(one, "_trainable_variables")
+    }
+    return [v for v in layer.weights if id(v) in made]
+
+
+def unwrap_optimizer(optimizer: Any) -> Any:
+    """The optimizer inside a `LossScaleOptimizer`, or the optimizer itself."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def moving_averages(optimizer: Any) -> list[tuple[keras.Variable, keras.Variable]]:
+    """Pairs of a weight and its average; none without `use_ema`.
+
+    Keras's one public use of the averages overwrites the weights with them.
+    """
+    optimizer = unwrap_optimizer(optimizer)
+    if optimizer is None or not optimizer.built or not optimizer.use_ema:
+        return []
+    averages = optimizer._model_variables_moving_average
+    pairs = zip(optimizer._trainable_variables, averages, strict=True)
+    return [(weight, average) for weight, average in pairs if average is not None]
+
+
+def learning_rate_object(optimizer: Any) -> Any:
+    """The schedule that an optimizer was given; `learning_rate` is its value."""
+    return getattr(optimizer, "_learning_rate", None)
+
+
+def is_own_optimizer(optimizer: Any) -> bool:
+    """Whether an optimizer, and the one inside it, are Keras's or this library's."""
+    return all(
+        type(one).__module__.startswith(("keras.src.", "keras_imm."))
+        for one in (optimizer, unwrap_optimizer(optimizer))
+    )
+
+
+def portable_optimizer_config(config: Any) -> Any:
+    """Names Keras's optimizers by their public module.
+
+    Under PyTorch they are subclasses of their own, which other backends would load
+    and could not run.
+    """
+    if not isinstance(config, dict):
+        return config
+    config = {key: portable_optimizer_config(value) for key, value in config.items()}
+    if str(config.get("module")).startswith("keras.src.backend.torch.optimizers"):
+        config["module"] = "keras.optimizers"
+    return config
+
+
+def without_symbolic_marks(layers: list) -> Any:
+    """Forgets, at its end, the symbolic calls that were made inside.
+
+    A symbolic call leaves nodes in the layers; nothing public removes them.
+    """
+    return _WithoutMarks(layers)
+
+
+class _WithoutMarks:
+    def __init__(self, layers: list):
+        self._marks = [
+            (nodes, len(nodes))
+            for layer in layers
+            for nodes in (layer._inbound_nodes, layer._outbound_nodes)
+        ]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: Any) -> None:
+        for nodes, length in self._marks:
+            del nodes[length:]
+
+
+def calls_between(outputs: Any, stop_at: list) -> Iterator[Any]:
+    """The calls of operations between the symbolic tensors `stop_at` and `outputs`.
+
+    Each has `operation`, `arguments`, `input_tensors` and `output_tensors`. Keras's
+    graph of a functional model holds whole layers, not the operations in them.
+    """
+    known = {id(tensor) for tensor in stop_at}
+    seen = set()
+    waiting = [
+        t for t in keras.tree.flatten(outputs) if isinstance(t, keras.KerasTensor)
+    ]
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) in known or not hasattr(tensor, "_keras_history"):
+            continue
+        operation, node_index, _ = tensor._keras_history
+        if operation is None:
+            continue
+        node = operation._inbound_nodes[node_index]
+        if id(node) not in seen:
+            seen.add(id(node))
+            yield node
+            waiting.extend(node.input_tensors)
+
+
+def take_gradients_as_reduced(optimizer: Any) -> None:
+    """Has an optimizer under `tf.distribute` take gradients that have been added up.
+
+    Keras would add them up after clipping each and asking whether each is finite.
+    """
+    inner = unwrap_optimizer(optimizer)
+    inner._all_reduce_sum_gradients = lambda gradients_and_variables: (
+        gradients_and_variables
+    )
+
+
+# The methods by which a Keras optimizer updates all variables, by what they update.
+_UPDATES = {
+    "averages": "_update_model_variables_moving_average",
+    "step": "_parallel_update_step",
+}
+
+
+@contextlib.contextmanager
+def replaced_updates(optimizer: Any, replacements: dict) -> Iterator[None]:
+    """Inside, functions take the place of an optimizer's updates of all variables.
+
+    Keras's optimizers have no public hook for all variables at once.
+
+    Args:
+        optimizer: Keras optimizer.
+        replacements: By "averages" or "step" a function that is called with the
+            optimizer, its own method and that method's arguments.
+    """
+    inner = unwrap_optimizer(optimizer)
+    replaced = []
+    for part, function in replacements.items():
+        method = _UPDATES[part]
+        if method not in vars(inner):  # where somebody put his own it stays
+            own = functools.partial(function, inner, getattr(inner, method))
+            setattr(inner, method, own)
+            replaced.append(method)
+    try:
+        yield
+    finally:
+        for method in replaced:
+            delattr(inner, method)
+
+
+def adam_moments(optimizer: Any, variables: list) -> tuple[list, list]:
+    """Values of an Adam's first and second moments of the variables."""
+    inner = unwrap_optimizer(optimizer)
+    indices = [inner._get_variable_index(v) for v in variables]
+    return tuple(
+        [moments[i].value for i in indices]
+        for moments in (inner._momentums, inner._velocities)
+    )

@@ -1,0 +1,26 @@
+"""What is particular to TensorFlow."""
+
+from keras_imm.backend.tensorflow import processes
+from keras_imm.backend.tensorflow.compilation import (
+    compile_function,
+    compiles_loops,
+    jvp,
+    optimization_barrier,
+)
+from keras_imm.backend.tensorflow.devices import device_kind, multiplies_in_tf32
+from keras_imm.backend.tensorflow.model import TrainableModel
+from keras_imm.backend.tensorflow.train_step import TrainStep
+from keras_imm.backend.attention import plain_attention as dot_product_attention
+
+__all__ = [
+    "TrainStep",
+    "TrainableModel",
+    "compile_function",
+    "compiles_loops",
+    "device_kind",
+    "dot_product_attention",
+    "jvp",
+    "multiplies_in_tf32",
+    "optimization_barrier",
+    "processes",
+]

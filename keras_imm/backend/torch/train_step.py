@@ -1,0 +1,246 @@
+"""The train step under PyTorch."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import torch
+import torch.distributed as dist
+from keras import ops
+from torch.utils import _pytree as pytree
+
+from keras_imm.backend import keras_private
+from keras_imm.backend.random_streams import random_states, streams_of_device
+from keras_imm.backend.torch.graphs import trace_function
+from keras_imm.backend.torch.optimizer_passes import fused_updates
+from keras_imm.backend.torch.parallel import (
+    ParallelLoss,
+    mean_of_processes,
+    same_objects,
+)
+from keras_imm.backend.torch.processes import process_count
+
+
+class TrainStep:
+    """Steps alone or in one of several processes.
+
+    The loss of a micro-batch and its gradients are a pure function of weights and
+    particles: it is traced once for each shape of a batch and runs from then on as a
+    graph of ATen operations, compiled if `jit_compile`. Eager steps call the layers:
+    those of several processes, with `run_eagerly=True`, and of models that a graph
+    cannot hold.
+
+    Args:
+        batch_loss: The `keras_imm.objectives.BatchLoss` to differentiate.
+        optimizer: Keras optimizer.
+        log: `LossLog` of the losses.
+    """
+
+    def __init__(self, batch_loss: Any, optimizer: Any = None, log: Any = None):
+        self._batch_loss = batch_loss
+        self._optimizer = optimizer
+        self._log = log
+        self._graph: _TracedLoss | None = None
+        self._parallel: ParallelLoss | None = None
+
+    def train(self, data: Any, trainable: list, model: keras.Model) -> dict:
+        """One optimizer step on a batch.
+
+        Args:
+            data: A batch; in several processes, this one's.
+            trainable: The variables to train.
+            model: Whose variables they are, and whose `compile` says how to run.
+
+        Returns:
+            The logs.
+        """
+        if process_count() > 1:
+            self._join_processes(trainable, model)
+        steps = self._batch_loss.accumulation_steps
+        with self._own_streams():
+            with torch.no_grad():
+                iterations = self._optimizer.iterations.value.clone()
+                batch = self._batch_loss.draw(data, iterations)
+            if self._parallel is None:
+                losses, gradients = self._gradients(batch, iterations, trainable, model)
+            else:
+                losses, gradients = self._gradients_of_processes(batch, iterations)
+        with torch.no_grad():
+            if steps > 1:
+                gradients = [g if g is None else g / steps for g in gradients]
+            if not keras_private.is_own_optimizer(self._optimizer):
+                # It may change them in place, which results of a graph do not allow.
+                gradients = [g if g is None else g.clone() for g in gradients]
+            with fused_updates(self._optimizer):
+                self._optimizer.apply(gradients, trainable)
+            if self._batch_loss.averages:
+                after = self._optimizer.iterations.value
+                self._batch_loss.update_averages(iterations, after)
+            self._log.update(*_map(lambda v: mean_of_processes(v / steps), losses))
+            return self._log.result()
+
+    def test(self, data: Any) -> dict:
+        """The loss of a batch of an evaluation."""
+        with self._own_streams():
+            losses = self._batch_loss.evaluate(data)
+        self._log.update(*_map(mean_of_processes, losses))
+        return self._log.result()
+
+    def forget_processes(self) -> None:
+        """Has the next step make the processes equal again."""
+        self._parallel = None
+
+    def forget_graph(self) -> None:
+        """Has the next step traced anew."""
+        self._graph = None
+
+    def _gradients(
+        self, batch: Any, iterations: Any, trainable: list, model: keras.Model
+    ) -> tuple[tuple, list]:
+        """Sums over the micro-batches."""
+        if self._graph is None or not self._graph.is_for(trainable):
+            self._graph = _TracedLoss(
+                self._batch_loss, trainable, model, self._optimizer
+            )
+        loss_sum, gradient_sum = None, [None] * len(trainable)
+        for part in self._micro_batches(batch):
+            losses, gradients = self._graph(part, iterations)
+            with torch.no_grad():
+                loss_sum = _add(loss_sum, losses)
+                gradient_sum = [
+                    b if a is None else a if b is None else a + b
+                    for a, b in zip(gradient_sum, gradients, strict=True)
+                ]
+        return loss_sum, gradient_sum
+
+    def _gradients_of_processes(
+        self, batch: Any, iterations: Any
+    ) -> tuple[tuple, list]:
+        """Sums over the micro-batches of the means over the processes."""
+        loss_sum = None
+        for index, part in enumerate(self._micro_batches(batch), start=1):
+            with torch.no_grad():
+                target = self._batch_loss.target(part, iterations)
+            is_last = index == self._batch_loss.accumulation_steps
+            losses = self._parallel.backward(part, target, iterations, is_last)
+            loss_sum = _add(loss_sum, losses)
+        return loss_sum, self._parallel.take_gradients()
+
+    def _join_processes(self, trainable: list, model: keras.Model) -> None:
+        """Gives all processes the state of the first, where they may differ."""
+        weights = [v.value for v in trainable]
+        if self._parallel is None or not self._parallel.is_for(weights):
+            rest = model.non_trainable_variables + self._optimizer.variables
+            with torch.no_grad():
+                for value in weights + [v.value for v in rest]:
+                    dist.broadcast(value.data, src=0)
+            self._parallel = ParallelLoss(
+                self._batch_loss, weights, self._optimizer.scale_loss
+            )
+
+    def _micro_batches(self, batch: Any) -> Iterator[Any]:
+        steps = self._batch_loss.accumulation_steps
+        for index in range(steps):
+            yield self._batch_loss.micro_batch(batch, index) if steps > 1 else batch
+
+    def _own_streams(self) -> contextlib.AbstractContextManager:
+        """Noise and masks of this process alone."""
+        if process_count() == 1:
+            return contextlib.nullcontext()
+        return streams_of_device(self._batch_loss.random_states(), dist.get_rank())
+
+
+class _TracedLoss:
+    """Losses and gradients of a micro-batch, traced with the trainable variables.
+
+    Args:
+        batch_loss: The `BatchLoss`.
+        trainable: The variables to take gradients of.
+        model: Whose other variables the loss may depend on and change.
+        optimizer: Whose scaling of the loss the gradients have.
+    """
+
+    def __init__(
+        self, batch_loss: Any, trainable: list, model: keras.Model, optimizer: Any
+    ):
+        self._batch_loss = batch_loss
+        self._trainable = trainable
+        self._others = model.non_trainable_variables
+        self._optimizer = optimizer
+        self._structure = None
+        self._compiled = None
+        if _can_be_traced(model, batch_loss):
+            self._compiled = trace_function(self._traced, model.jit_compile)
+        elif model.jit_compile:
+            warnings.warn(
+                f"`jit_compile=True` does nothing for {model.name!r} under PyTorch: a "
+                "backbone with dropout, or with PyTorch's own modules, is not traced.",
+                stacklevel=2,
+            )
+
+    def is_for(self, variables: list) -> bool:
+        """Whether these are the variables that it is traced with."""
+        return same_objects(self._trainable, variables)
+
+    def __call__(self, batch: Any, iterations: Any) -> tuple[tuple, list]:
+        """Losses and gradients of a micro-batch."""
+        scale = self._optimizer.scale_loss(ops.ones((), dtype=batch.dtype))
+        if self._compiled is None:
+            weights = [v.value for v in self._trainable]
+            return self._differentiate(batch, iterations, weights, scale)
+        values = [[v.value for v in group] for group in (self._trainable, self._others)]
+        fields, self._structure = pytree.tree_flatten(batch)
+        losses, gradients, updates = self._compiled(*values, scale, iterations, *fields)
+        for variable, value in zip(self._others, updates, strict=True):
+            if value is not None:
+                variable.assign(value)
+        return losses, gradients
+
+    def _traced(
+        self, trainable: list, others: list, scale: Any, iterations: Any, *fields: Any
+    ) -> tuple[tuple, list, list]:
+        """Losses, gradients, and the other variables' new values, None where old."""
+        trainable = [value.detach().requires_grad_() for value in trainable]
+        batch = pytree.tree_unflatten(fields, self._structure)
+        mapping = zip(self._trainable + self._others, trainable + others, strict=True)
+        with keras.StatelessScope(state_mapping=mapping) as scope, torch.enable_grad():
+            losses, gradients = self._differentiate(batch, iterations, trainable, scale)
+        pairs = zip(map(scope.get_current_value, self._others), others, strict=True)
+        return losses, gradients, [None if new is old else new for new, old in pairs]
+
+    def _differentiate(
+        self, batch: Any, iterations: Any, weights: list, scale: Any
+    ) -> tuple[tuple, list]:
+        """By `autograd.grad`: no gradients are stored on the weights."""
+        with torch.no_grad():
+            target = self._batch_loss.target(batch, iterations)
+        loss, others = self._batch_loss.loss(batch, target, iterations)
+        gradients = torch.autograd.grad(loss * scale, weights, allow_unused=True)
+        return _map(lambda v: v.detach(), (loss, others)), list(gradients)
+
+
+def _can_be_traced(model: keras.Model, batch_loss: Any) -> bool:
+    """Whether all that the loss depends on are the variables it is given.
+
+    PyTorch's own modules hold their parameters themselves, and a generator of masks
+    would be traced as it is.
+    """
+    layers = keras_private.all_layers(model)
+    foreign = any(isinstance(one, keras.layers.TorchModuleWrapper) for one in layers)
+    masks = random_states(batch_loss.flow_map.backbone)
+    return not (model.run_eagerly or foreign or masks)
+
+
+def _map(function: Any, losses: tuple) -> tuple[Any, dict]:
+    """A function of the loss and of each of the other scalars."""
+    loss, others = losses
+    return function(loss), {name: function(value) for name, value in others.items()}
+
+
+def _add(sums: tuple | None, losses: tuple) -> tuple[Any, dict]:
+    if sums is None:
+        return losses
+    others = {name: sums[1][name] + value for name, value in losses[1].items()}
+    return sums[0] + losses[0], others
