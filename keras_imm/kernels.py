@@ -1,9 +1,9 @@
 """Kernels between particles.
 
-A kernel is a function of ||x - y||^2. The three sums of a squared MMD cancel where
-the two sets of particles are alike, and a constant added to the kernel drops out, so
-each kernel gives its value relative to k(x, x): that keeps the digits which
-1 - 1 would lose.
+The three sums of a squared MMD cancel where the two sets of particles are alike, and
+a constant added to the kernel drops out. A kernel that is a function of ||x - y||^2
+therefore gives its value relative to k(x, x), which keeps the digits that 1 - 1 would
+lose.
 """
 
 from typing import Any
@@ -19,9 +19,35 @@ _MIN_DISTANCE = 1e-8
 
 
 class Kernel:
-    """What a kernel owes: `relative`, and its value `peak` at x = y."""
+    """Base class of kernels.
+
+    Subclasses implement one of two methods:
+
+    - `relative`, for a kernel that depends on x and y through ||x - y||^2 alone;
+    - `pairs`, for any other kernel, such as one with an inner product or with learned
+      features of x and y.
+
+    Both may leave out a constant that is the same for every pair of particles, since
+    it drops out of a squared MMD. The attribute `peak` is that constant: k(x, x) for
+    `relative`, and 0 unless a subclass says otherwise.
+    """
 
     peak = 0.0
+
+    def pairs(self, x: Any, y: Any, scale: Any) -> Any:
+        """k(x_i, y_j) - `peak` for every pair, which is all that a squared MMD needs.
+
+        Args:
+            x: Shape (..., n, dimension), float32 or wider.
+            y: Shape (..., m, dimension), the dtype of `x`.
+            scale: Kernel scale, IMM's 1 / |c_out(s, t)|; broadcasts with (..., n, m).
+
+        Returns:
+            Tensor of shape (..., n, m) in the dtype of `x`, with a finite gradient
+            everywhere.
+        """
+        squared_distance = pairwise_squared_distance(x, y)
+        return self.relative(squared_distance, scale, x.shape[-1])
 
     def relative(self, squared_distance: Any, scale: Any, dimension: int) -> Any:
         """k(x, y) - k(x, x).
@@ -35,7 +61,10 @@ class Kernel:
             Tensor of the shape of `squared_distance`, at most 0, with a finite
             gradient everywhere.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"The kernel {type(self).__name__} implements neither `relative` nor "
+            "`pairs`."
+        )
 
     def __call__(self, x: Any, y: Any, scale: Any = 1.0) -> Any:
         """k(x_i, y_j) for every pair.
@@ -50,8 +79,7 @@ class Kernel:
         """
         x, y = at_least_float32(x), at_least_float32(y)
         scale = ops.convert_to_tensor(scale, x.dtype)
-        squared = pairwise_squared_distance(x, y)
-        return self.peak + self.relative(squared, scale, x.shape[-1])
+        return self.peak + self.pairs(x, y, scale)
 
     def get_config(self) -> dict:
         """Constructor arguments, for saving."""

@@ -123,15 +123,13 @@ def grouped_mmd(
             "`kernel_scale` must have one entry per group, shape "
             f"({y.shape[0] // group_size},). Received: shape {tuple(scale.shape)}"
         )
-    dimension = math.prod(y.shape[1:])
-    groups = (-1, group_size, dimension)
+    groups = (-1, group_size, math.prod(y.shape[1:]))
     y = ops.reshape(y, groups)
     y_target = ops.reshape(ops.convert_to_tensor(y_target, y.dtype), groups)
     scale = ops.reshape(scale, (-1, 1, 1))
 
     def k(a, b):
-        squared_distance = kernels.pairwise_squared_distance(a, b)
-        return kernel.relative(squared_distance, scale, dimension)
+        return kernel.pairs(a, b, scale)
 
     pairs = k(y, y) + k(y_target, y_target) - 2.0 * k(y, y_target)
     return mean(pairs, axis=(1, 2))

@@ -14,10 +14,15 @@ from keras_imm.registry import lookup
 
 
 class Parameterization:
-    """What a parameterization owes: `c_skip` and `c_out`.
+    """Base class of parameterizations.
 
-    Both take a schedule and times s <= t of one shape, and return a tensor of that
-    shape in float32 or the times' wider dtype.
+    Subclasses implement `c_skip` and `c_out`; `velocity_coefficients` too, for
+    objectives and samplers that follow the velocity of the flow (IMM does not); and
+    `check`, where not every schedule will do. At s = t `c_skip` is exactly 1 and
+    `c_out` exactly 0.
+
+    All take a schedule and times of one shape, and return tensors of that shape in
+    float32 or the times' wider dtype.
     """
 
     def c_skip(self, schedule: schedules.Schedule, s: Any, t: Any) -> Any:
@@ -29,6 +34,31 @@ class Parameterization:
     ) -> Any:
         """Weight of the network output in the flow map, 0 where s = t."""
         raise NotImplementedError
+
+    def velocity_coefficients(
+        self, schedule: schedules.Schedule, t: Any, sigma_data: float
+    ) -> tuple[Any, Any]:
+        """Weights of x_t and of the network output in the velocity dx/dt.
+
+        The flow map's derivative in s at s = t is the velocity of the flow at
+        (x_t, t). c_out vanishes there, so it is skip * x_t + out * G.
+
+        Args:
+            schedule: Noise schedule.
+            t: Times in [0, 1], any one shape.
+            sigma_data: Standard deviation of the data.
+
+        Returns:
+            skip and out: d c_skip(s, t) / ds and d c_out(s, t) / ds at s = t, each of
+            the shape of `t`.
+
+        Raises:
+            NotImplementedError: If the parameterization does not give them.
+        """
+        raise NotImplementedError(
+            f"The parameterization {type(self).__name__} does not implement "
+            "`velocity_coefficients`, which the velocity of the flow needs."
+        )
 
     def check(self, schedule: schedules.Schedule) -> None:
         """Raises ValueError if the parameterization needs another schedule."""
@@ -59,6 +89,13 @@ class Identity(Parameterization):
     ) -> Any:
         return schedule.ddim_coefficients(s, t)[1]
 
+    def velocity_coefficients(
+        self, schedule: schedules.Schedule, t: Any, sigma_data: float
+    ) -> tuple[Any, Any]:
+        # sigma'/sigma and alpha' - (sigma'/sigma) alpha; infinite at t = 0.
+        sigma = schedule.sigma(t)
+        return schedule.sigma_derivative(t) / sigma, -schedule.rotation_rate(t) / sigma
+
 
 @keras.saving.register_keras_serializable(package="keras_imm")
 class SimpleEDM(Parameterization):
@@ -78,6 +115,15 @@ class SimpleEDM(Parameterization):
         norm = ops.sqrt(schedule.squared_norm(t))
         return -schedule.rotation(s, t) * sigma_data / norm
 
+    def velocity_coefficients(
+        self, schedule: schedules.Schedule, t: Any, sigma_data: float
+    ) -> tuple[Any, Any]:
+        squared_norm = schedule.squared_norm(t)
+        product = schedule.alpha(t) * schedule.alpha_derivative(t)
+        product = product + schedule.sigma(t) * schedule.sigma_derivative(t)
+        out = schedule.rotation_rate(t) * sigma_data / ops.sqrt(squared_norm)
+        return product / squared_norm, out
+
 
 @keras.saving.register_keras_serializable(package="keras_imm")
 class EulerFM(Parameterization):
@@ -93,6 +139,12 @@ class EulerFM(Parameterization):
         self, schedule: schedules.Schedule, s: Any, t: Any, sigma_data: float
     ) -> Any:
         return -schedule.rotation(s, t) * sigma_data
+
+    def velocity_coefficients(
+        self, schedule: schedules.Schedule, t: Any, sigma_data: float
+    ) -> tuple[Any, Any]:
+        rate = schedule.rotation_rate(t)
+        return ops.zeros_like(rate), rate * sigma_data
 
     def check(self, schedule: schedules.Schedule) -> None:
         if not isinstance(schedule, schedules.FlowMatching):

@@ -1,7 +1,12 @@
 """Names that stand for objects, as in `IMM(schedule="cosine")`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+
+def list_names(names: Iterable[str]) -> str:
+    """Names as error messages list them: 'laplace', 'rbf', 'energy'."""
+    return ", ".join(repr(name) for name in names)
 
 
 def lookup(
@@ -25,8 +30,7 @@ def lookup(
         return identifier
     if isinstance(identifier, str) and identifier in known:
         return known[identifier]()
-    names = ", ".join(repr(name) for name in known)
     raise ValueError(
-        f"`{argument}` must be one of {names} or an instance of "
+        f"`{argument}` must be one of {list_names(known)} or an instance of "
         f"{kind.__module__}.{kind.__name__}. Received: {argument}={identifier!r}"
     )

@@ -11,37 +11,40 @@ from keras_imm.registry import lookup
 
 
 class Schedule:
-    """What a noise schedule owes to the rest of the library.
+    """Base class of noise schedules.
 
-    A subclass gives `alpha`, `sigma`, `inverse_eta`, `rotation`, `rotation_rate`
-    and `eta_gap`; the rest follows. Every method takes times of any one shape, in
-    [0, 1], and returns a tensor of that shape, in float32 or the times' wider
-    dtype.
+    Subclasses implement `alpha`, `sigma`, `alpha_derivative`, `sigma_derivative`,
+    `inverse_eta`, `rotation` and `eta_gap`. The other methods are computed from
+    these; override one where it has a form that rounds less. `get_config` returns
+    the arguments of a constructor that has any.
+
+    Every method takes times of any one shape, in [0, 1], and returns a tensor of
+    that shape, in float32 or the times' wider dtype.
     """
 
     def alpha(self, t: Any) -> Any:
-        """Weight of the data in x_t."""
-        raise NotImplementedError
+        """Weight of the data in x_t: 1 at t = 0, falling to 0 at t = 1."""
+        raise self._missing("alpha")
 
     def sigma(self, t: Any) -> Any:
-        """Weight of the noise in x_t."""
-        raise NotImplementedError
+        """Weight of the noise in x_t: 0 at t = 0, rising to 1 at t = 1."""
+        raise self._missing("sigma")
+
+    def alpha_derivative(self, t: Any) -> Any:
+        """d alpha / dt, at most 0."""
+        raise self._missing("alpha_derivative")
+
+    def sigma_derivative(self, t: Any) -> Any:
+        """d sigma / dt, at least 0."""
+        raise self._missing("sigma_derivative")
 
     def inverse_eta(self, eta: Any) -> Any:
         """The time t with eta(t) = `eta`, for `eta` in [0, inf]."""
-        raise NotImplementedError
-
-    def inverse_reciprocal_eta(self, reciprocal_eta: Any) -> Any:
-        """The time t with 1 / eta(t) = `reciprocal_eta`, in [0, inf)."""
-        raise NotImplementedError
+        raise self._missing("inverse_eta")
 
     def rotation(self, s: Any, t: Any) -> Any:
         """alpha(s) sigma(t) - alpha(t) sigma(s), without cancellation."""
-        raise NotImplementedError
-
-    def rotation_rate(self, t: Any) -> Any:
-        """alpha sigma' - alpha' sigma at `t`: the slope of `rotation` at s = t."""
-        raise NotImplementedError
+        raise self._missing("rotation")
 
     def eta_gap(self, t: Any, decrement: Any) -> Any:
         """t - eta^-1(eta(t) - decrement), without cancellation.
@@ -53,7 +56,12 @@ class Schedule:
         Returns:
             The gap, in [0, t].
         """
-        raise NotImplementedError
+        raise self._missing("eta_gap")
+
+    def rotation_rate(self, t: Any) -> Any:
+        """alpha sigma' - alpha' sigma at `t`: the slope of `rotation` at s = t."""
+        rate = self.alpha(t) * self.sigma_derivative(t)
+        return rate - self.alpha_derivative(t) * self.sigma(t)
 
     def eta(self, t: Any) -> Any:
         """sigma / alpha, in [0, inf]; infinite at t = 1."""
@@ -62,6 +70,10 @@ class Schedule:
     def reciprocal_eta(self, t: Any) -> Any:
         """alpha / sigma, in [0, inf]; infinite at t = 0."""
         return self.alpha(t) / self.sigma(t)
+
+    def inverse_reciprocal_eta(self, reciprocal_eta: Any) -> Any:
+        """The time t with 1 / eta(t) = `reciprocal_eta`, in [0, inf)."""
+        return self.inverse_eta(1.0 / at_least_float32(reciprocal_eta))
 
     def log_snr(self, t: Any) -> Any:
         """Log signal-to-noise ratio 2 log(alpha / sigma), falling in `t`."""
@@ -103,6 +115,11 @@ class Schedule:
         """The schedule that `get_config` described."""
         return cls(**config)
 
+    def _missing(self, method: str) -> NotImplementedError:
+        return NotImplementedError(
+            f"The schedule {type(self).__name__} does not implement `{method}`."
+        )
+
 
 @keras.saving.register_keras_serializable(package="keras_imm")
 class FlowMatching(Schedule):
@@ -116,6 +133,12 @@ class FlowMatching(Schedule):
 
     def sigma(self, t: Any) -> Any:
         return at_least_float32(t)
+
+    def alpha_derivative(self, t: Any) -> Any:
+        return -ops.ones_like(at_least_float32(t))
+
+    def sigma_derivative(self, t: Any) -> Any:
+        return ops.ones_like(at_least_float32(t))
 
     def inverse_eta(self, eta: Any) -> Any:
         # 1 / (1 + 1 / eta) has the right limits at 0 and at infinity.
@@ -150,12 +173,15 @@ class Cosine(Schedule):
     def sigma(self, t: Any) -> Any:
         return ops.sin((0.5 * math.pi) * at_least_float32(t))
 
-    def inverse_eta(self, eta: Any) -> Any:
-        return (2.0 / math.pi) * ops.arctan(at_least_float32(eta))
+    def alpha_derivative(self, t: Any) -> Any:
+        return (-0.5 * math.pi) * self.sigma(t)
 
-    def inverse_reciprocal_eta(self, reciprocal_eta: Any) -> Any:
+    def sigma_derivative(self, t: Any) -> Any:
+        return (0.5 * math.pi) * self.alpha(t)
+
+    def inverse_eta(self, eta: Any) -> Any:
         # Not arctan2, which Keras computes in float32 on torch; arctan(inf) is right.
-        return self.inverse_eta(1.0 / at_least_float32(reciprocal_eta))
+        return (2.0 / math.pi) * ops.arctan(at_least_float32(eta))
 
     def rotation(self, s: Any, t: Any) -> Any:
         return ops.sin((0.5 * math.pi) * (at_least_float32(t) - at_least_float32(s)))

@@ -17,7 +17,12 @@ from keras_imm.validation import check_number, check_positive_number
 
 
 class TimeMapping:
-    """What a time mapping owes: `earlier`, the time one decrement before t.
+    """Base class of time mappings.
+
+    Subclasses implement `earlier`; calling the mapping keeps its times between s and
+    t. The class attributes say which time ranges are allowed:
+    `needs_positive_min_time` where min_time = 0 is not, `allows_max_time_one` where
+    max_time = 1 is.
 
     Args:
         k: Positive number. The decrement is the whole range divided by 2^k.
@@ -72,17 +77,36 @@ class TimeMapping:
             s <= r <= t, and r < t wherever s < t.
         """
         s, t = at_least_float32(s), at_least_float32(t)
-        r = self.earlier(schedule, t, min_time, max_time)
+        r = self.earlier(schedule, s, t, min_time, max_time)
         # Where the decrement is below the rounding of t, r is still before t.
         resolution = float(np.finfo(keras.backend.standardize_dtype(t.dtype)).eps)
         r = minimum(r, minimum(t - self.min_gap, t * (1.0 - resolution)))
         return maximum(s, r)
 
     def earlier(
-        self, schedule: schedules.Schedule, t: Any, min_time: float, max_time: float
+        self,
+        schedule: schedules.Schedule,
+        s: Any,
+        t: Any,
+        min_time: float,
+        max_time: float,
     ) -> Any:
-        """The time one decrement before `t`; may lie below `min_time`."""
-        raise NotImplementedError
+        """The time r before `t`, not yet held between s and t.
+
+        Args:
+            schedule: Noise schedule.
+            s: Times, shape (groups,), in float32 or wider.
+            t: Times, the shape and dtype of `s`, s <= t.
+            min_time: Start of the time range (epsilon in the paper).
+            max_time: End of the time range (T in the paper).
+
+        Returns:
+            Times of shape (groups,) in the dtype of `t`; they may lie below `s` or
+            `min_time`, and must not be NaN.
+        """
+        raise NotImplementedError(
+            f"The time mapping {type(self).__name__} does not implement `earlier`."
+        )
 
     def get_config(self) -> dict:
         """Constructor arguments, for saving."""
@@ -107,7 +131,12 @@ class EtaDecrement(TimeMapping):
     """
 
     def earlier(
-        self, schedule: schedules.Schedule, t: Any, min_time: float, max_time: float
+        self,
+        schedule: schedules.Schedule,
+        s: Any,
+        t: Any,
+        min_time: float,
+        max_time: float,
     ) -> Any:
         eta_min = _at(schedule.eta, min_time, t)
         decrement = (_at(schedule.eta, max_time, t) - eta_min) * 2.0**-self.k
@@ -126,7 +155,12 @@ class TimeDecrement(TimeMapping):
     allows_max_time_one = True
 
     def earlier(
-        self, schedule: schedules.Schedule, t: Any, min_time: float, max_time: float
+        self,
+        schedule: schedules.Schedule,
+        s: Any,
+        t: Any,
+        min_time: float,
+        max_time: float,
     ) -> Any:
         return t - (max_time - min_time) * 2.0**-self.k
 
@@ -143,7 +177,12 @@ class LogSNRDecrement(TimeMapping):
     needs_positive_min_time = True
 
     def earlier(
-        self, schedule: schedules.Schedule, t: Any, min_time: float, max_time: float
+        self,
+        schedule: schedules.Schedule,
+        s: Any,
+        t: Any,
+        min_time: float,
+        max_time: float,
     ) -> Any:
         span = _at(schedule.log_snr, min_time, t)
         span = span - _at(schedule.log_snr, max_time, t)
@@ -162,7 +201,12 @@ class InverseEtaIncrement(TimeMapping):
     allows_max_time_one = True
 
     def earlier(
-        self, schedule: schedules.Schedule, t: Any, min_time: float, max_time: float
+        self,
+        schedule: schedules.Schedule,
+        s: Any,
+        t: Any,
+        min_time: float,
+        max_time: float,
     ) -> Any:
         span = _at(schedule.reciprocal_eta, min_time, t)
         span = span - _at(schedule.reciprocal_eta, max_time, t)

@@ -13,7 +13,7 @@ from keras_imm.validation import check_number
 
 
 class Weighting:
-    """What a weighting owes: `__call__`."""
+    """Base class of weightings. Subclasses implement `__call__`."""
 
     def __call__(self, schedule: schedules.Schedule, s: Any, t: Any) -> Any:
         """w(s, t).
@@ -24,9 +24,12 @@ class Weighting:
             t: Times in [0, 1], the same shape.
 
         Returns:
-            Non-negative weights of that shape, finite on the whole range.
+            Non-negative weights of that shape, in float32 or the times' wider dtype,
+            finite on the whole range.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"The weighting {type(self).__name__} does not implement `__call__`."
+        )
 
     def get_config(self) -> dict:
         """Constructor arguments, for saving."""
