@@ -2,7 +2,7 @@
 
 import re
 
-import keras
+from keras_imm import backend
 
 # Peak dense FLOP/s by device name and by what multiplies matrices, without sparsity,
 # from the vendors: NVIDIA's data sheets of V100, A100, H100, H200 and L4, its white
@@ -67,7 +67,7 @@ def peak_flops(dtype: str, device_name: str | None = None) -> float | None:
     peaks = next(
         (peaks for pattern, peaks in _PEAKS.items() if re.search(pattern, name)), {}
     )
-    if dtype == "float32" and "tensorfloat32" in peaks and _multiplies_in_tf32():
+    if dtype == "float32" and "tensorfloat32" in peaks and backend.multiplies_in_tf32():
         dtype = "tensorfloat32"
     peak = peaks.get(dtype)
     if peak is None and dtype in ("bfloat16", "float16"):
@@ -81,47 +81,4 @@ def device_kind() -> str:
     Returns:
         Such as "NVIDIA H100 80GB HBM3", "TPU v5 lite" or "cpu".
     """
-    return {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}[
-        keras.backend.backend()
-    ]()
-
-
-def _jax() -> str:
-    import jax
-
-    return jax.local_devices()[0].device_kind
-
-
-def _tensorflow() -> str:
-    import tensorflow as tf
-
-    devices = tf.config.list_physical_devices("GPU")
-    if not devices:
-        return "cpu"
-    return tf.config.experimental.get_device_details(devices[0]).get("device_name", "")
-
-
-def _torch() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
-def _multiplies_in_tf32() -> bool:
-    """Whether the backend rounds the factors of float32 products to TensorFloat-32."""
-    backend = keras.backend.backend()
-    if backend == "torch":
-        import torch
-
-        matmul = torch.backends.cuda.matmul
-        if hasattr(matmul, "fp32_precision"):  # from PyTorch 2.9 on
-            return matmul.fp32_precision == "tf32"
-        return matmul.allow_tf32
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        return tf.config.experimental.tensor_float_32_execution_enabled()
-    import jax
-
-    precision = jax.config.jax_default_matmul_precision
-    return precision in (None, "default", "fastest", "tensorfloat32")
+    return backend.device_kind()

@@ -448,10 +448,11 @@ def replaced_values(
     """
     mapping = [(v, values.get(id(v), v.value)) for v in variables]
     with keras.StatelessScope(state_mapping=mapping) as scope:
+        before = dict(scope.state_mapping)
         yield
-    for variable, before in mapping:
+    for variable, _ in mapping:
         after = scope.get_current_value(variable)
-        if id(variable) not in values and after is not before:
+        if id(variable) not in values and after is not before[id(variable)]:
             variable.assign(after)
 
 

@@ -22,7 +22,7 @@ from keras_imm import (
 )
 from keras_imm.generation import Generation
 from keras_imm.precision import at_least_float32
-from keras_imm.seeds import assign_state, mix_seeds, random_states
+from keras_imm.backend.random_streams import assign_state, mix_seeds, random_states
 from keras_imm.validation import (
     check_batch_size,
     check_choice,

@@ -69,26 +69,50 @@ def check_integer(name: str, value: Any, at_least: int) -> None:
 
 
 def check_batch_size(
-    batch: int | None, group_size: int, accumulation_steps: int = 1, devices: int = 1
+    batch: int | None,
+    rows: int,
+    accumulation_steps: int = 1,
+    devices: int = 1,
+    rows_argument: str = "group_size",
 ) -> None:
     """Raises ValueError if a known batch size does not split into whole groups.
 
     `devices` share the batch evenly.
     """
-    if isinstance(batch, int) and batch % (group_size * accumulation_steps * devices):
-        raise ValueError(
-            batch_size_message(group_size, accumulation_steps, devices) + f"{batch}"
-        )
+    if isinstance(batch, int) and batch % (rows * accumulation_steps * devices):
+        message = batch_size_message(rows, accumulation_steps, devices, rows_argument)
+        raise ValueError(f"{message}{batch}")
 
 
 def batch_size_message(
-    group_size: int, accumulation_steps: int, devices: int = 1
+    rows: int,
+    accumulation_steps: int,
+    devices: int = 1,
+    rows_argument: str = "group_size",
 ) -> str:
-    """What is wrong with a batch size, up to the batch size."""
+    """What is wrong with a batch size, up to the batch size.
+
+    Args:
+        rows: Rows that stay together.
+        accumulation_steps: Parts of a batch.
+        devices: Devices that share it.
+        rows_argument: The argument that says `rows`.
+    """
     several = devices > 1
     return (
-        "The batch size must be a multiple of `group_size` times "
+        f"The batch size must be a multiple of `{rows_argument}` times "
         f"`accumulation_steps`{' times the number of devices' if several else ''}. "
-        f"Received: group_size={group_size}, accumulation_steps={accumulation_steps}, "
+        f"Received: {rows_argument}={rows}, accumulation_steps={accumulation_steps}, "
         f"{f'{devices} devices, ' if several else ''}batch size "
     )
+
+
+def check_times(min_time: float, max_time: float) -> None:
+    """Raises ValueError unless 0 <= min_time < max_time <= 1."""
+    for name, value in (("min_time", min_time), ("max_time", max_time)):
+        check_number(name, value, "a number in [0, 1]", lambda _: True)
+    if not 0.0 <= min_time < max_time <= 1.0:
+        raise ValueError(
+            "Times must satisfy 0 <= `min_time` < `max_time` <= 1. "
+            f"Received: min_time={min_time!r}, max_time={max_time!r}"
+        )

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_imm.backend.attention import may_recompute
 from keras_imm.backbones.inputs import split_inputs
 from keras_imm.layers.dit_block import DiTBlock
 from keras_imm.layers.final_layer import FinalLayer
@@ -15,7 +16,7 @@ from keras_imm.layers.validation import (
     check_divides,
     check_image_shape,
 )
-from keras_imm.seeds import mix_seeds
+from keras_imm.backend.random_streams import mix_seeds
 from keras_imm.validation import (
     check_boolean,
     check_integer,
@@ -261,7 +262,7 @@ class DiT(keras.Model):
 
         tokens = self.position_embedding(self.patch_embedding(x))
         for block in self.blocks:
-            if self.remat and training:
+            if self.remat and training and may_recompute():
                 tokens = block.rematerialized(tokens, conditioning)
             else:
                 tokens = block(tokens, conditioning, training=training)

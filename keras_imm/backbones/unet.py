@@ -23,7 +23,7 @@ from keras_imm.layers.unet_block import (
     group_norm,
 )
 from keras_imm.layers.validation import check_image_shape
-from keras_imm.seeds import mix_seeds
+from keras_imm.backend.random_streams import mix_seeds
 from keras_imm.validation import (
     check_choice,
     check_integer,

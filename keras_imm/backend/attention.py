@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 _FORWARD_MODE = contextvars.ContextVar("forward_mode", default=False)
+_RECOMPUTES = contextvars.ContextVar("recomputes", default=True)
 
 
 @contextlib.contextmanager
@@ -23,6 +24,21 @@ def differentiable_forwards() -> Iterator[None]:
         yield
     finally:
         _FORWARD_MODE.reset(token)
+
+
+@contextlib.contextmanager
+def without_recomputation() -> Iterator[None]:
+    """Inside, blocks keep what they compute: nothing is differentiated backwards."""
+    token = _RECOMPUTES.set(False)
+    try:
+        yield
+    finally:
+        _RECOMPUTES.reset(token)
+
+
+def may_recompute() -> bool:
+    """Whether blocks may compute their activations again in a backward pass."""
+    return _RECOMPUTES.get() and not in_forward_mode()
 
 
 def in_forward_mode() -> bool:

@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_imm import distribution
 from keras_imm.callbacks.steps import optimizer_step
-from keras_imm.seeds import assign_state, random_states, streams_of_device
+from keras_imm.backend.random_streams import assign_state, random_states, streams_of_device
 
 
 class TerminateOnNonFinite(keras.callbacks.Callback):

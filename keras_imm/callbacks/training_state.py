@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_imm.seeds import assign_state, random_states
+from keras_imm.backend.random_streams import assign_state, random_states
 
 
 def save(path: str | os.PathLike, model: keras.Model) -> None:

@@ -1,13 +1,12 @@
 """Starting the devices, and which of the processes this one is."""
 
 import contextlib
-import importlib
 from collections.abc import Iterator, Sequence
-from types import ModuleType
 from typing import Any
 
 import keras
 
+from keras_imm.backend import processes as backend_processes
 from keras_imm.validation import check_integer
 
 
@@ -88,7 +87,7 @@ def initialize(
             )
         devices = [str(device) for device in devices]
     processes = (coordinator_address, num_processes, process_id)
-    return Strategy(_backend().start(processes, devices))
+    return Strategy(backend_processes.start(processes, devices))
 
 
 def num_devices() -> int:
@@ -97,7 +96,7 @@ def num_devices() -> int:
     Returns:
         Positive integer: 1 before `initialize`.
     """
-    return _backend().num_devices()
+    return backend_processes.num_devices()
 
 
 def process_count() -> int:
@@ -106,7 +105,7 @@ def process_count() -> int:
     Returns:
         Positive integer: 1 before `initialize`.
     """
-    return _backend().process_count()
+    return backend_processes.process_count()
 
 
 def process_index() -> int:
@@ -115,7 +114,7 @@ def process_index() -> int:
     Returns:
         Integer in [0, process_count()).
     """
-    return _backend().process_index()
+    return backend_processes.process_index()
 
 
 def is_chief() -> bool:
@@ -126,7 +125,7 @@ def is_chief() -> bool:
 def barrier() -> None:
     """Waits until every process of the run is here."""
     if process_count() > 1:
-        _backend().barrier()
+        backend_processes.barrier()
 
 
 def alone() -> contextlib.AbstractContextManager:
@@ -159,10 +158,6 @@ def _without_distribution(
         yield
     finally:
         keras.distribution.set_distribution(distribution)
-
-
-def _backend() -> ModuleType:
-    return importlib.import_module(f"{__package__}.{keras.backend.backend()}")
 
 
 def _check_processes(

@@ -4,11 +4,10 @@ from typing import Any
 
 import keras
 from keras import ops
-from keras.src.backend import AutocastScope  # not public, and nothing public does it
 
-from keras_imm.compilation import computed_once
+from keras_imm.backend import keras_private, optimization_barrier
 from keras_imm.layers.self_attention import SelfAttention
-from keras_imm.seeds import mix_seeds
+from keras_imm.backend.random_streams import mix_seeds
 from keras_imm.validation import (
     check_boolean,
     check_integer,
@@ -128,12 +127,12 @@ class DiTBlock(keras.layers.Layer):
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = ops.split(
             self.modulation(conditioning), 6, axis=-1
         )
-        normed = ops.layer_normalization(computed_once(tokens), epsilon=1e-6)
+        normed = ops.layer_normalization(optimization_barrier(tokens), epsilon=1e-6)
         attended = self.attention((1 + scale_1) * normed + shift_1)
         if self.dropout > 0:
             attended = self.attention_dropout(attended, training=training)
         tokens = tokens + gate_1 * attended
-        normed = ops.layer_normalization(computed_once(tokens), epsilon=1e-6)
+        normed = ops.layer_normalization(optimization_barrier(tokens), epsilon=1e-6)
         return tokens + gate_2 * self.mlp((1 + scale_2) * normed + shift_2, training)
 
     def mlp(self, tokens, training) -> Any:
@@ -159,7 +158,7 @@ class DiTBlock(keras.layers.Layer):
         """
         # TensorFlow's recomputation gives gradients to variables, not to what they are
         # cast to in half precision: they are taken as they are, and cast in the call.
-        with AutocastScope(None):
+        with keras_private.without_autocast():
             values = [(v, v.value) for v in self.variables]
         # Seeds are drawn here, once: the second run draws the same masks from them.
         if self.dropout > 0:

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_imm.compilation import computed_once
+from keras_imm.backend import optimization_barrier
 from keras_imm.layers.validation import check_divides, check_image_shape
 from keras_imm.validation import check_integer
 
@@ -76,7 +76,7 @@ class FinalLayer(keras.layers.Layer):
 
     def call(self, tokens, conditioning) -> Any:
         shift, scale = ops.split(self.modulation(conditioning), 2, axis=-1)
-        normed = ops.layer_normalization(computed_once(tokens), epsilon=1e-6)
+        normed = ops.layer_normalization(optimization_barrier(tokens), epsilon=1e-6)
         patches = self.projection((1 + scale) * normed + shift)
         patches = ops.transpose(
             ops.reshape(patches, self.patches_shape), (0, 1, 3, 2, 4, 5)

@@ -1,21 +1,16 @@
-"""Samplers: from noise to data along a grid of times, given a flow map.
+"""Time grids: NumPy arrays T = t_N > ... > t_0 = epsilon in sampling order.
 
-A time grid is a NumPy array T = t_N > ... > t_0 = epsilon in sampling order, so
 `num_steps` steps take `num_steps + 1` times.
 """
 
-import itertools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import keras
 import numpy as np
 from keras import ops
 
 from keras_imm import schedules
 from keras_imm.validation import check_integer
 
-SAMPLERS = ("pushforward", "restart")
 TIME_GRIDS = ("uniform", "edm")
 
 
@@ -105,50 +100,3 @@ def time_grid(
         f"`time_grid` must be one of {', '.join(map(repr, TIME_GRIDS))} or a list of "
         f"eta. Received: time_grid={identifier!r}"
     )
-
-
-def pushforward(flow_map: Callable, x: Any, times: np.ndarray) -> Any:
-    """x <- f_{t_{i-1}, t_i}(x) along the grid (Algorithm 4).
-
-    Args:
-        flow_map: Function of x, t and s; t and s are floats.
-        x: Noise of standard deviation sigma_data, shape (batch, ...).
-        times: Grid in sampling order.
-
-    Returns:
-        Samples, the shape of `x`.
-    """
-    for t, s in itertools.pairwise(times):
-        x = flow_map(x, t, s)
-    return x
-
-
-def restart(
-    flow_map: Callable,
-    x: Any,
-    times: np.ndarray,
-    schedule: schedules.Schedule,
-    renoise: Callable[[int], Any],
-) -> Any:
-    """Jumps to the data at every step and adds fresh noise (Algorithm 5).
-
-    Args:
-        flow_map: Function of x, t and s; t and s are floats.
-        x: Noise of standard deviation sigma_data, shape (batch, ...).
-        times: Grid in sampling order.
-        schedule: Noise schedule.
-        renoise: `renoise(i)` is fresh noise of standard deviation sigma_data, the
-            shape of `x`, to add after step i = 0, 1, ..., num_steps - 2.
-
-    Returns:
-        Samples, the shape of `x`.
-    """
-    min_time = times[-1]
-    for i, t in enumerate(times[:-1]):
-        x = flow_map(x, t, min_time)
-        if i < len(times) - 2:
-            t_next = ops.convert_to_tensor(
-                times[i + 1], keras.backend.standardize_dtype(x.dtype)
-            )
-            x = schedule.alpha(t_next) * x + schedule.sigma(t_next) * renoise(i)
-    return x

@@ -1,0 +1,938 @@
+"""The model: a flow map and the objective that it is trained for."""
+
+import contextlib
+import itertools
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_imm import backend, objectives, parameterizations, samplers, schedules
+from keras_imm.backend import keras_private
+from keras_imm.backend.loss_log import LossLog
+from keras_imm.backend.random_streams import assign_state, mix_seeds, random_states
+from keras_imm.flow_map import FlowMap
+from keras_imm.precision import at_least_float32
+from keras_imm.samplers.plan import SamplingPlan, check_labels
+from keras_imm.training_length import orders_itself, steps_per_epoch_of
+from keras_imm.validation import (
+    check_choice,
+    check_instance,
+    check_integer,
+)
+
+_EVALUATION_STREAM = 1
+_LONG_REQUEST = 32  # network evaluations from which `generate` shows a progress bar
+_FLOW_MAP_DEFAULTS = {
+    "schedule": "flow_matching",
+    "parameterization": "euler_fm",
+    "second_time": "s",
+    "time_scale": 1000.0,
+    "sigma_data": 0.5,
+    "min_time": 0.0,
+    "max_time": 0.994,
+}
+
+
+@keras.saving.register_keras_serializable(package="keras_imm")
+class FlowMapModel(backend.TrainableModel):
+    """A few-step generator: a flow map f_{s,t} and the objective it is trained for.
+
+    Args:
+        backbone: A layer or model called as `backbone([x, c_t, c_s])`, or as
+            `backbone([x, c_t, c_s, labels])` where it has an attribute `num_classes`
+            above 0. x is (batch, ...), c_t and c_s are (batch,) times multiplied by
+            `time_scale`, labels are (batch,) integers in [0, num_classes], where
+            num_classes is the null label. Where it has an attribute
+            `augmentation_dim` above 0 the last of its inputs, after the labels or
+            None, are (batch, augmentation_dim) augmentation labels, zeros unless
+            there is an `augmentation`. It returns G, of the shape of x. Under a
+            half-precision policy Keras rounds what a layer is given: make the layer
+            with `autocast=False`, as `DiT` is, to see the times in float32.
+        objective: "moment_matching", "flow_matching" or a
+            `keras_imm.objectives.Objective`.
+        schedule: "flow_matching", "cosine" or a `keras_imm.schedules.Schedule`.
+            Default of this and of the next five: what the objective says, else
+            "flow_matching", "euler_fm", "s", 1000, 0 and 0.994.
+        parameterization: "euler_fm", "simple_edm", "identity" or a
+            `keras_imm.parameterizations.Parameterization`.
+        second_time: What the backbone is told of s: "s", or "stride" for t - s.
+        time_scale: Positive factor of the times that the backbone sees.
+        min_time: Start of the time range, epsilon in the paper; in [0, max_time).
+        max_time: End of the time range, T in the paper; in (min_time, 1].
+        sigma_data: Standard deviation of the data, and of the noise. Positive.
+        accumulation_steps: Positive integer. Each batch is split into this many
+            micro-batches whose gradients are averaged before one optimizer step.
+        seed: Integer that starts the model's one random stream.
+        augmentation: Layer called as `x, augmentation_labels = augmentation(x,
+            training=True)` on every batch of training data, such as
+            `keras_imm.augmentation.EDMAugmentation`. The backbone is told the labels
+            in both passes; zeros, in sampling, stand for data as they are.
+        **kwargs: `name` and other arguments of `keras.Model`.
+
+    Call arguments:
+        x_t: Samples at time t, shape (batch, ...).
+        t: Times in [0, 1], shape (batch,) or a scalar. Default: `max_time`.
+        s: Times in [0, t], shape (batch,) or a scalar. Default: `min_time`.
+        labels: Integers in [0, num_classes], shape (batch,). Default: the null
+            label.
+        guidance_scale: Weight of classifier-free guidance (Eq. 14), or None for 1.
+        training: Whether the backbone's dropout is on.
+        augmentation_labels: Floats of shape (batch, augmentation_dim), for a backbone
+            that takes them. Default: zeros.
+        guidance_interval: Pair of times outside of which guidance is off.
+
+    Returns:
+        Samples at time s, the shape of x_t, in float32 or the wider dtype of x_t.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+
+    ```python
+    backbone = keras_imm.backbones.DiT(image_shape=(8, 8, 1), num_classes=10)
+    model = keras_imm.FlowMapModel(backbone, objective="flow_matching")
+    model.compile(keras.optimizers.AdamW(1e-4, epsilon=1e-8, use_ema=True))
+    model.fit(dataset, epochs=10)      # yields images, or (images, labels)
+    images = model.generate(labels=[3, 1, 4], num_steps=32)
+    ```
+    """
+
+    def __init__(
+        self,
+        backbone: keras.layers.Layer,
+        objective: str | objectives.Objective = "moment_matching",
+        schedule: str | schedules.Schedule | None = None,
+        parameterization: str | parameterizations.Parameterization | None = None,
+        second_time: str | None = None,
+        time_scale: float | None = None,
+        min_time: float | None = None,
+        max_time: float | None = None,
+        sigma_data: float = 0.5,
+        accumulation_steps: int = 1,
+        seed: int = 0,
+        augmentation: keras.layers.Layer | None = None,
+        **kwargs: Any,
+    ):
+        check_instance("backbone", backbone, keras.layers.Layer)
+        check_integer("accumulation_steps", accumulation_steps, at_least=1)
+        check_integer("seed", seed, at_least=0)
+        objective = objectives.get(objective)
+        arguments = {
+            "schedule": schedule,
+            "parameterization": parameterization,
+            "second_time": second_time,
+            "time_scale": time_scale,
+            "min_time": min_time,
+            "max_time": max_time,
+            "sigma_data": sigma_data,
+        }
+        flow_map = FlowMap(backbone, **_with_defaults(arguments, objective))
+        objective.check(flow_map)
+        if augmentation is not None:
+            check_instance("augmentation", augmentation, keras.layers.Layer)
+            if not flow_map.augmentation_dim:
+                raise ValueError(
+                    "`augmentation` needs a backbone with `augmentation_dim` above 0, "
+                    "which can be told what was done. Received: "
+                    f"augmentation={augmentation!r}, a {type(backbone).__name__} "
+                    "without it"
+                )
+
+        # Coefficients and times are never cast to the backbone's half precision.
+        kwargs.setdefault("dtype", backbone.dtype_policy)
+        super().__init__(autocast=False, **kwargs)
+        keras_private.allow_any_positional_arguments(self)  # model(x_t, 0.9, 0.1)
+        self.backbone = backbone
+        self.objective = objective
+        self.augmentation = augmentation
+        self.accumulation_steps = accumulation_steps
+        self.seed = int(seed)
+        self.seed_generator = keras.random.SeedGenerator(mix_seeds(self.seed))
+        self._flow_map = flow_map
+        self._averages = None
+        self._log = None
+        self._generator = None
+        self._frozen_layers = ()
+        if flow_map.data_shape is not None:
+            self.build((None, *flow_map.data_shape))
+
+    # -- The pieces of the flow map
+
+    @property
+    def schedule(self) -> schedules.Schedule:
+        """The noise schedule."""
+        return self._flow_map.schedule
+
+    @property
+    def parameterization(self) -> parameterizations.Parameterization:
+        """How the network's output becomes the flow map."""
+        return self._flow_map.parameterization
+
+    @property
+    def second_time(self) -> str:
+        """What the backbone is told of s: "s" or "stride"."""
+        return self._flow_map.second_time
+
+    @property
+    def time_scale(self) -> float:
+        """Factor of the times that the backbone sees."""
+        return self._flow_map.time_scale
+
+    @property
+    def sigma_data(self) -> float:
+        """Standard deviation of the data and of the noise."""
+        return self._flow_map.sigma_data
+
+    @property
+    def min_time(self) -> float:
+        """Start of the time range."""
+        return self._flow_map.min_time
+
+    @property
+    def max_time(self) -> float:
+        """End of the time range."""
+        return self._flow_map.max_time
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels; 0 for an unconditional model."""
+        return self._flow_map.num_classes
+
+    @property
+    def augmentation_dim(self) -> int:
+        """Number of augmentation labels that the backbone takes."""
+        return self._flow_map.augmentation_dim
+
+    @property
+    def data_shape(self) -> tuple | None:
+        """Shape of one sample, once it is known."""
+        return self._flow_map.data_shape
+
+    # -- Building and calling
+
+    def build(self, input_shape: tuple) -> None:
+        """Builds the backbone for data of shape `input_shape`, batch included."""
+        self._flow_map.build(input_shape[1:])
+        if self.objective.averages and self._averages is None:
+            self._averages = objectives.AveragedWeights(
+                self.backbone, self.objective.averages
+            )
+            # Keras keeps the variables of lists that are attributes.
+            self.averaged_weights = [
+                v for each in self._averages.variables.values() for v in each
+            ]
+        self.built = True
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """Freezes the layers that were frozen in the model this one came from."""
+        if self.built:
+            layers = keras_private.all_layers(self)
+            for i in self._frozen_layers:
+                layers[i].trainable = False
+            self._frozen_layers = ()
+
+    def call(
+        self,
+        x_t: Any,
+        t: Any = None,
+        s: Any = None,
+        labels: Any = None,
+        guidance_scale: Any = None,
+        training: bool = False,
+        augmentation_labels: Any = None,
+        guidance_interval: Any = None,
+    ) -> Any:
+        return self._flow_map(
+            x_t,
+            self.max_time if t is None else t,
+            self.min_time if s is None else s,
+            labels,
+            guidance_scale,
+            guidance_interval,
+            augmentation_labels,
+            training,
+        )
+
+    # -- Training
+
+    def compile(
+        self,
+        optimizer: Any,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: bool | str = "auto",
+        auto_scale_loss: bool = True,
+    ) -> None:
+        """Configures training; the loss is the objective's.
+
+        Regularizers and `add_loss` of the backbone add nothing to it. Use the
+        optimizer's weight decay. Compiling again starts the averages of the weights
+        anew.
+
+        Args:
+            optimizer: Keras optimizer or its name. `use_ema=True` keeps the averaged
+                weights that `generate` uses by default.
+            run_eagerly: Whether layers are called one by one. Otherwise a step is
+                traced, under PyTorch too: what its Python does happens once for each
+                shape of a batch.
+            steps_per_execution: As in `keras.Model.compile`.
+            jit_compile: As in `keras.Model.compile`. Under PyTorch its compiler takes
+                the traced step.
+            auto_scale_loss: As in `keras.Model.compile`.
+
+        Raises:
+            ValueError: If the optimizer accumulates gradients itself: that moves
+                the average at every micro-step. Use `accumulation_steps`.
+        """
+        optimizer = keras.optimizers.get(optimizer)
+        inner = keras_private.unwrap_optimizer(optimizer)
+        steps = inner.gradient_accumulation_steps
+        if steps:
+            raise ValueError(
+                f"Use `accumulation_steps` of {type(self).__name__} in place of the "
+                "optimizer's `gradient_accumulation_steps`. Received: "
+                f"gradient_accumulation_steps={steps}"
+            )
+        super().compile(
+            optimizer=optimizer,
+            run_eagerly=run_eagerly,
+            steps_per_execution=steps_per_execution,
+            jit_compile=jit_compile,
+            auto_scale_loss=auto_scale_loss,
+        )
+        self._compile_arguments = {
+            "run_eagerly": run_eagerly,
+            "steps_per_execution": steps_per_execution,
+            "jit_compile": jit_compile,
+            "auto_scale_loss": auto_scale_loss,
+        }
+        self._generator = None
+        self._log = LossLog()
+        self._make_step()
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def _make_step(self) -> None:
+        """Hands the backend's step what it needs."""
+        self.step = backend.TrainStep(self.batch_loss(), self.optimizer, self._log)
+        self.train_function = self.test_function = None
+
+    def batch_loss(self) -> objectives.BatchLoss:
+        """Draws, targets and losses of batches, as a train step takes them."""
+        return objectives.BatchLoss(
+            self._flow_map,
+            self.objective,
+            self.seed_generator,
+            self.accumulation_steps,
+            self.augmentation,
+            self._averages,
+        )
+
+    @property
+    def metrics(self) -> list:
+        """The running means of the loss and of what the objective adds."""
+        return [] if self._log is None else self._log.metrics
+
+    def get_compile_config(self) -> dict:
+        """Arguments of `compile` as they were given, so "auto" stays "auto"."""
+        if not self.compiled:
+            return {}
+        optimizer = super().get_compile_config()["optimizer"]
+        optimizer = keras_private.portable_optimizer_config(optimizer)
+        return {"optimizer": optimizer, **self._compile_arguments}
+
+    def compile_from_config(self, config: dict) -> None:
+        """Compiles as `get_compile_config` described."""
+        config = dict(config)
+        optimizer = keras.saving.deserialize_keras_object(config.pop("optimizer"))
+        self.compile(optimizer=optimizer, **config)
+
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """As `keras.Model.fit`, on batches of x or (x, labels).
+
+        The weights stay raw at the end; their averages stay in the optimizer. A data
+        set with the attribute `ordered`, such as those of `keras_imm.datasets`, orders
+        its batches itself: they are not shuffled.
+
+        Raises:
+            ValueError: If the objective's `total_steps` is needed and neither given
+                nor known from the data and the epochs.
+        """
+        x = args[0] if args else kwargs.get("x")
+        if orders_itself(x):
+            if kwargs.get("steps_per_epoch") is not None:
+                raise ValueError(
+                    "`steps_per_epoch` of a data set that orders its batches itself is "
+                    "an argument of the data set. Received: steps_per_epoch="
+                    f"{kwargs['steps_per_epoch']!r}"
+                )
+            kwargs["shuffle"] = False
+        self._plan_progress(*args, **kwargs)
+        # For callbacks that keep the position in the data.
+        shuffled = hasattr(x, "shape") and kwargs.get("shuffle", True)
+        self._fit_data = (x, bool(shuffled))
+        try:
+            with self._raw_weights_kept():
+                return super().fit(*args, **kwargs)
+        finally:
+            del self._fit_data
+            if hasattr(x, "end_epoch"):  # an epoch that was cut short counts
+                x.end_epoch()
+
+    def _plan_progress(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        *_: Any,
+        steps_per_epoch: int | None = None,
+        validation_split: float = 0.0,
+        **__: Any,
+    ) -> None:
+        """Fills in the objective's `total_steps`, which its progress is relative to."""
+        if self.objective.total_steps is not None:
+            return
+        steps = steps_per_epoch or steps_per_epoch_of(x, batch_size, validation_split)
+        if steps is not None:
+            self.objective.total_steps = int(steps) * int(epochs)
+            self.train_function = None  # it may have been traced without
+        elif self.objective.needs_total_steps:
+            raise ValueError(
+                f"{type(self.objective).__name__} follows the progress of training: "
+                "give it `total_steps`, or give `fit` a `steps_per_epoch` or data of "
+                f"known length. Received: total_steps=None, data {type(x).__name__}"
+            )
+
+    @contextlib.contextmanager
+    def _raw_weights_kept(self) -> Iterator[None]:
+        """Keeps Keras from overwriting the weights with their averages."""
+        optimizer = getattr(self, "optimizer", None)
+        if optimizer is None:
+            yield
+            return
+        optimizer.finalize_variable_values = lambda var_list: None
+        try:
+            yield
+        finally:
+            del optimizer.finalize_variable_values
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`, with the raw weights.
+
+        Times and noise start from the same state each time, which is a function of
+        the model's seed, so the same weights and data give the same loss. The
+        stream that training draws from does not move, nor does a data set with the
+        attribute `ordered`.
+        """
+        x = args[0] if args else kwargs.get("x")
+        position = x.get_state() if orders_itself(x) else None
+        state = ops.convert_to_numpy(self.seed_generator.state)
+        assign_state(
+            self.seed_generator.state, [mix_seeds(self.seed, _EVALUATION_STREAM), 0]
+        )
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            assign_state(self.seed_generator.state, state)
+            if position is not None:
+                x.set_state(position)
+
+    # -- Flow maps and samples
+
+    def flow_map(
+        self,
+        x_t: Any,
+        t: Any,
+        s: Any,
+        labels: Any = None,
+        guidance_scale: float | None = None,
+        weights: str = "ema",
+        guidance_interval: tuple[float, float] | None = None,
+    ) -> Any:
+        """f_{s,t}(x_t), compiled and without gradient.
+
+        `model(x_t, t, s, ...)` is the same with the raw weights, differentiable.
+
+        Args:
+            x_t: Samples at time t, shape (batch, ...).
+            t: Times in [0, 1], shape (batch,) or a scalar.
+            s: Times in [0, t], shape (batch,) or a scalar.
+            labels: Integers in [0, num_classes], shape (batch,). Default: the null
+                label.
+            guidance_scale: Weight of classifier-free guidance (Eq. 14), or None
+                for 1.
+            weights: "ema" for the optimizer's averages, "raw" for the model's own.
+                Without an averaging optimizer, or before its first step, the two
+                are the same.
+            guidance_interval: Pair of times outside of which guidance is off.
+
+        Returns:
+            Tensor of the shape of x_t, float32 or the wider dtype of x_t.
+
+        Raises:
+            ValueError: If the times are out of order or range, the labels out of
+                range, or an argument not known.
+        """
+        for name, time in (("t", t), ("s", s)):
+            time = ops.convert_to_numpy(time)
+            if not np.all((time >= 0.0) & (time <= 1.0)):
+                raise ValueError(f"`{name}` must be in [0, 1]. Received: {name}={time}")
+        if np.any(ops.convert_to_numpy(s) > ops.convert_to_numpy(t)):
+            raise ValueError(f"Times must satisfy s <= t. Received: s={s}, t={t}")
+        plan = SamplingPlan(
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            weights=weights,
+        )
+        plan.check_guidance(self._flow_map)
+        x_t = at_least_float32(x_t)
+        labels = self._check_labels(labels)
+        for name, value in (("t", t), ("s", s), ("labels", labels)):
+            shape = () if value is None else tuple(np.shape(value))
+            if shape not in ((), (x_t.shape[0],)):
+                raise ValueError(
+                    f"`{name}` must be a scalar or of shape (batch,), here "
+                    f"({x_t.shape[0]},). Received: shape {shape}"
+                )
+        if labels is not None:
+            labels = np.broadcast_to(labels, x_t.shape[:1])
+        values = self.weights_for_sampling(weights)
+        return self._sampling().flow_map(values, x_t, t, s, labels, plan)
+
+    def generate(
+        self,
+        labels: Any = None,
+        num_samples: int | None = None,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        sampler: str | samplers.Sampler | None = None,
+        time_grid: str | Sequence[float] | None = None,
+        weights: str = "ema",
+        noise: Any = None,
+        seed: int | None = None,
+        batch_size: int = 256,
+        verbose: str | int = "auto",
+        guidance_interval: tuple[float, float] | None = None,
+    ) -> np.ndarray:
+        """Generates samples from noise.
+
+        Args:
+            labels: Integer labels in [0, num_classes], shape (num_samples,) or a
+                scalar. Default: the null label.
+            num_samples: Number of samples. Default: as many as labels or rows of
+                noise, else 1.
+            num_steps: Steps, a positive integer. Default of this, of `sampler` and of
+                `time_grid`: the objective's; for moment matching 2, "pushforward" and
+                "uniform".
+            guidance_scale: Weight of classifier-free guidance (Eq. 14), or None
+                for 1.
+            sampler: "pushforward" (Algorithm 4), "restart" (Algorithm 5), "euler",
+                "heun" or a `keras_imm.samplers.Sampler`.
+            time_grid: "uniform" (Eq. 117), "edm" (Eq. 118), or the values of
+                eta = sigma / alpha between `max_time` and `min_time` in sampling
+                order: a list of n makes n + 1 steps, such as [1.4] for two.
+            weights: "ema" for the optimizer's averages, "raw" for the model's own.
+                Without an averaging optimizer, or before its first step, the two
+                are the same.
+            noise: Standard-normal noise to start from, shape (num_samples, ...). With
+                it the pushforward sampler is repeatable across backends; others are
+                with all draws, shape (1 + sampler.noises(num_steps), num_samples, ...).
+            seed: Non-negative integer that makes the samples repeatable on one
+                backend for one `batch_size`. Default: the model's random stream.
+            batch_size: Samples in one pass of the network.
+            verbose: 0 for silence, 1 for a progress bar, "auto" for a progress bar
+                on long requests.
+            guidance_interval: Pair of times outside of which guidance is off.
+
+        Returns:
+            float32 array (num_samples, ...) in the range of the training data.
+
+        Raises:
+            ValueError: If labels are out of range, sizes disagree, or an argument
+                is not known.
+        """
+        plan = SamplingPlan(
+            num_steps=num_steps,
+            sampler=sampler,
+            time_grid=time_grid,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            weights=weights,
+        ).completed(self.objective)
+        plan.check(self._flow_map)
+        labels = self._check_labels(labels)
+        count, labels, noise = self._check_request(labels, num_samples, noise, plan)
+        check_integer("batch_size", batch_size, at_least=1)
+        batch_size = min(batch_size, count)
+        stream = self._sampling_stream(seed)
+        values = self.weights_for_sampling(weights)
+        sampling = self._sampling()
+
+        starts = range(0, count, batch_size)
+        evaluations = len(starts) * plan.evaluations()
+        verbose = evaluations >= _LONG_REQUEST if verbose == "auto" else verbose
+        progress = keras.utils.Progbar(evaluations, verbose=int(bool(verbose)))
+        samples = []
+        for start in starts:
+            rows = _padded_rows(start, batch_size, count)
+            draws = None
+            if noise is None:
+                x = sampling.draw_noise(stream, (batch_size, *self.data_shape))
+            else:
+                x = at_least_float32(noise[0, rows] * self.sigma_data)
+                if len(noise) > 1:
+                    draws = at_least_float32(noise[1:, rows] * self.sigma_data)
+            x = sampling.sample(
+                values, plan, x, None if labels is None else labels[rows], draws, stream
+            )
+            progress.add(plan.evaluations())
+            samples.append(ops.convert_to_numpy(x)[: count - start])
+        return np.concatenate(samples).astype("float32")
+
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        steps: int | None = None,
+        callbacks: list | None = None,
+    ) -> np.ndarray:
+        """Samples with the objective's own sampler.
+
+        Args:
+            x: Integer labels of shape (num_samples,), or for an unconditional model
+                noise of standard deviation 1, shape (num_samples, ...). An array, or
+                an iterable of batches.
+            batch_size: Rows in one pass of the network. Default: 32 for arrays.
+            verbose: As in `generate`.
+            steps: Batches to take from an iterable.
+            callbacks: Keras callbacks.
+
+        Returns:
+            float32 array (num_samples, ...).
+        """
+        if isinstance(x, (list, tuple)) and all(np.ndim(row) == 0 for row in x):
+            x = np.asarray(x)  # [3, 1, 4]: three labels, not (x, y, sample_weight)
+        if hasattr(x, "shape") or isinstance(x, (list, tuple)):
+            batches = [x]
+        else:
+            batches = itertools.islice(x, steps)
+        callbacks = keras.callbacks.CallbackList(callbacks, model=self)
+        callbacks.on_predict_begin()
+        outputs = []
+        for i, batch in enumerate(batches):
+            batch, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            batch = ops.convert_to_numpy(batch)
+            if self.num_classes and batch.ndim == 2 and batch.shape[1] == 1:
+                batch = batch[:, 0]  # as `fit` takes them
+            callbacks.on_predict_batch_begin(i)
+            given = {"labels": batch} if self.num_classes else {"noise": batch}
+            size = batch_size or 32
+            outputs.append(self.generate(**given, batch_size=size, verbose=verbose))
+            callbacks.on_predict_batch_end(i, {"outputs": outputs[-1]})
+        callbacks.on_predict_end()
+        return np.concatenate(outputs)
+
+    def predict_on_batch(self, x: Any) -> np.ndarray:
+        """As `predict`, in one pass of the network."""
+        return self.predict(x, batch_size=max(1, len(x)), verbose=0)
+
+    def export_flow_map(self) -> FlowMap:
+        """The flow map: the network with schedule and times, without the objective."""
+        return self._flow_map
+
+    def weights_for_sampling(self, weights: str = "ema") -> list:
+        """Values of the flow map's variables.
+
+        Args:
+            weights: "ema" for the optimizer's averages, "raw" for the model's own.
+
+        Returns:
+            List of tensors, in the order of `FlowMap.variables`.
+
+        Raises:
+            ValueError: If the model is not built or `weights` not known.
+        """
+        check_choice("weights", weights, samplers.plan.WEIGHTS)
+        if not self.built:
+            raise ValueError(
+                "The shape of the data is not known yet: train the model, call it on "
+                "data, or `build` it before sampling."
+            )
+        averages = self._optimizer_averages() if weights == "ema" else {}
+        return [averages.get(id(v), v).value for v in self._sampling().variables]
+
+    def clone_backbone(self, weights: str = "ema") -> keras.layers.Layer:
+        """A copy of the backbone, to start another model from.
+
+        Args:
+            weights: "ema" for the optimizer's averages, "raw" for the model's own.
+
+        Returns:
+            A built layer of the backbone's class.
+
+        Example:
+
+        ```python
+        backbone = trained.clone_backbone(weights="ema")
+        model = keras_imm.FlowMapModel(backbone, objective="flow_matching")
+        ```
+        """
+        values = self.weights_for_sampling(weights)
+        copy = FlowMap.from_config(self._flow_map.get_config())
+        copy.build(self.data_shape)
+        for variable, value in zip(copy.variables, values, strict=True):
+            variable.assign(value)
+        return copy.backbone
+
+    def _sampling(self) -> samplers.Generator:
+        if self._generator is None:
+            compiled = not self.run_eagerly
+            self._generator = samplers.Generator(
+                self._flow_map, compiled, self.jit_compile
+            )
+        return self._generator
+
+    def _optimizer_averages(self) -> dict[int, keras.Variable]:
+        """The optimizer's average of a weight by the weight's `id`.
+
+        Empty before the optimizer's first step.
+        """
+        optimizer = getattr(self, "optimizer", None)
+        pairs = keras_private.moving_averages(optimizer)
+        if not pairs or int(ops.convert_to_numpy(optimizer.iterations)) == 0:
+            return {}
+        return {id(weight): average for weight, average in pairs}
+
+    def _sampling_stream(self, seed: int | None) -> keras.random.SeedGenerator:
+        if seed is None:
+            return self.seed_generator
+        check_integer("seed", seed, at_least=0)
+        return keras.random.SeedGenerator(mix_seeds(int(seed)))
+
+    def _check_labels(self, labels: Any) -> np.ndarray | None:
+        if labels is None:
+            return None
+        if not self.num_classes:
+            raise ValueError(
+                "The backbone is unconditional (num_classes=0). "
+                f"Received: labels={labels!r}"
+            )
+        labels = np.asarray(ops.convert_to_numpy(labels))
+        if labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(
+                "`labels` must be integers of shape (num_samples,). "
+                f"Received: shape {labels.shape}, dtype {labels.dtype}"
+            )
+        check_labels(labels, self.num_classes)
+        return labels.astype("int32")
+
+    def _check_request(
+        self,
+        labels: np.ndarray | None,
+        num_samples: int | None,
+        noise: Any,
+        plan: SamplingPlan,
+    ) -> tuple[int, np.ndarray | None, np.ndarray | None]:
+        """The number of samples that all arguments agree on; noise by draws."""
+        if num_samples is not None:
+            check_integer("num_samples", num_samples, at_least=1)
+        sizes = {"num_samples": num_samples}
+        if noise is not None:
+            noise = self._checked_noise(noise, 1 + plan.noises())
+            sizes["noise"] = noise.shape[1]
+        if labels is not None and labels.ndim == 1:
+            sizes["labels"] = len(labels)
+        known = {name: size for name, size in sizes.items() if size is not None}
+        if len(set(known.values())) > 1 or 0 in known.values():
+            raise ValueError(
+                "`num_samples`, `labels` and `noise` must agree on a positive number "
+                f"of samples. Received: {known}"
+            )
+        count = next(iter(known.values()), 1)
+        if labels is not None:
+            labels = np.broadcast_to(labels, (count,))
+        return count, labels, noise
+
+    def _checked_noise(self, noise: Any, draws: int) -> np.ndarray:
+        """Noise of shape (1 or `draws`, num_samples, ...)."""
+        noise = np.asarray(ops.convert_to_numpy(noise))
+        shape = self.data_shape or ()
+        if noise.shape[1:] == shape:
+            return noise[None]
+        if noise.shape[2:] == shape and noise.shape[0] == draws:
+            return noise
+        sizes = ", ".join(map(str, shape))
+        raise ValueError(
+            f"`noise` must have shape (num_samples, {sizes}), or with all draws "
+            f"({draws}, num_samples, {sizes}). Received: shape {noise.shape}"
+        )
+
+    # -- Saving and loading
+
+    def get_config(self) -> dict:
+        """Constructor arguments, for saving."""
+        config = self._flow_map.get_config()
+        for name in ("objective", "augmentation"):
+            config[name] = keras.saving.serialize_keras_object(getattr(self, name))
+        for name in ("accumulation_steps", "seed", "name"):
+            config[name] = getattr(self, name)
+        layers = keras_private.all_layers(self)
+        config["frozen_layers"] = [
+            i for i, layer in enumerate(layers) if not layer.trainable
+        ]
+        return config
+
+    @classmethod
+    def from_config(
+        cls, config: dict, custom_objects: dict | None = None
+    ) -> "FlowMapModel":
+        """The model that `get_config` described, with fresh weights."""
+        config = dict(config)
+        num_classes = config.pop("num_classes")
+        frozen_layers = config.pop("frozen_layers")
+        config.setdefault("augmentation", None)
+        for name, value in config.items():
+            if isinstance(value, dict):
+                config[name] = keras.saving.deserialize_keras_object(
+                    value, custom_objects=custom_objects
+                )
+        if num_classes and not hasattr(config["backbone"], "num_classes"):
+            config["backbone"].num_classes = num_classes
+        model = cls(**config)
+        model._frozen_layers = frozen_layers
+        model._freeze()
+        return model
+
+    def get_build_config(self) -> dict | None:
+        """Shape of the data, for backbones that do not know it."""
+        if self.data_shape is None:
+            return None
+        return {"input_shape": (None, *self.data_shape)}
+
+    def build_from_config(self, config: dict) -> None:
+        """Builds for the saved shape of the data."""
+        if config and not self.built:
+            self.build(tuple(config["input_shape"]))
+
+    def save_own_variables(self, store: dict) -> None:
+        """Saves what Keras leaves out: random states, averages, names of weights."""
+        for i, state in enumerate(random_states(self)):
+            store[f"random_state_{i}"] = ops.convert_to_numpy(state).astype("int64")
+        for name, average in self._named_averages():
+            store[name] = ops.convert_to_numpy(average)
+        store["weights"] = np.frombuffer(json.dumps(self._inventory()).encode(), "u1")
+
+    def load_own_variables(self, store: dict) -> None:
+        """Restores the states of the random streams, and the objective's averages.
+
+        Raises:
+            ValueError: If the file is that of a model with other weights. Keras would
+                leave out those that this model does not have.
+        """
+        saved = json.loads(np.asarray(store["weights"]).tobytes())
+        for theirs, ours in itertools.zip_longest(saved, self._inventory()):
+            if theirs is None or ours is None or theirs[1] != ours[1]:
+                described = [
+                    "no weight" if one is None else f"{one[0]} of shape {tuple(one[1])}"
+                    for one in (theirs, ours)
+                ]
+                raise ValueError(
+                    f"Weights do not fit: the file has {described[0]}, "
+                    f"the model {described[1]}"
+                )
+        states = random_states(self)
+        averages = self._named_averages()
+        expected = len(states) + len(averages) + 1
+        if len(store.keys()) != expected:
+            raise ValueError(
+                f"Expected {len(states)} random states and {len(averages)} averages, "
+                f"found {len(store.keys()) - 1} of both."
+            )
+        for i, state in enumerate(states):
+            assign_state(state, store[f"random_state_{i}"])
+        for name, average in averages:
+            average.assign(np.asarray(store[name]))
+
+    def _named_averages(self) -> list[tuple[str, keras.Variable]]:
+        """The objective's averages by the names under which they are saved."""
+        if self._averages is None:
+            return []
+        return [
+            (f"{name}_average_{i}", average)
+            for name, averages in self._averages.variables.items()
+            for i, average in enumerate(averages)
+        ]
+
+    def _inventory(self) -> list:
+        """Path within the model and shape of every weight, in Keras's order."""
+        averages = {id(average) for _, average in self._named_averages()}
+        return [
+            ["/".join(v.path.split("/")[1:]), list(v.shape)]
+            for v in self.weights
+            if id(v) not in averages
+        ]
+
+    def load_weights(self, filepath: Any, **kwargs: Any) -> None:
+        """As `keras.Model.load_weights`; a file that does not fit changes nothing.
+
+        Averages are loaded with the optimizer's state. From a file that has none for
+        this optimizer, of which Keras warns, they start anew at the loaded weights.
+
+        Raises:
+            ValueError: If the file cannot be read or does not fit the model; it
+                names the file and the first weight that does not fit.
+        """
+        variables = self.weights + random_states(self)
+        if self.compiled:
+            variables = variables + self.optimizer.variables
+        before = [ops.convert_to_numpy(v) for v in variables]
+        try:
+            with warnings.catch_warnings(record=True, action="always") as caught:
+                super().load_weights(filepath, **kwargs)
+        except Exception as error:
+            for variable, value in zip(variables, before, strict=True):
+                variable.assign(value)
+            raise ValueError(
+                f"Cannot load weights from {str(filepath)!r}: {error}"
+            ) from error
+        for warning in caught:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+        if any("loading for optimizer" in str(one.message) for one in caught):
+            # The file has no averages for this optimizer: they start anew.
+            averages = self._optimizer_averages()
+            for weight in self.trainable_variables:
+                if id(weight) in averages:
+                    averages[id(weight)].assign(weight)
+
+
+def _with_defaults(arguments: dict, objective: objectives.Objective) -> dict:
+    """Arguments of a flow map: the objective's, then the usual, in place of None."""
+    wanted = _FLOW_MAP_DEFAULTS | dict(objective.flow_map)
+    for name, value in objective.flow_map.items():
+        given = arguments[name]
+        if given is not None and given != value:
+            warnings.warn(
+                f"{type(objective).__name__} is meant for {name}={value!r}. "
+                f"Received: {name}={given!r}",
+                stacklevel=3,
+            )
+    return {
+        name: wanted[name] if value is None else value
+        for name, value in arguments.items()
+    }
+
+
+def _padded_rows(start: int, batch_size: int, count: int) -> np.ndarray:
+    """Rows of one batch; the last batch repeats the last row to keep its size."""
+    return np.minimum(np.arange(start, start + batch_size), count - 1)
