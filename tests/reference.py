@@ -64,6 +64,20 @@ def ddim(schedule, s, t):
     return ratio, alpha(schedule, s) - ratio * alpha(schedule, t)
 
 
+def alpha_derivative(schedule, t):
+    t = float64(t)
+    if schedule == "flow_matching":
+        return -np.ones_like(t)
+    return -np.pi / 2 * np.sin(np.pi * t / 2)
+
+
+def sigma_derivative(schedule, t):
+    t = float64(t)
+    if schedule == "flow_matching":
+        return np.ones_like(t)
+    return np.pi / 2 * np.cos(np.pi * t / 2)
+
+
 # -- Flow map
 
 
@@ -85,6 +99,18 @@ def c_out(parameterization, schedule, s, t, sigma_data):
     a_s, a_t = alpha(schedule, s), alpha(schedule, t)
     b_s, b_t = sigma(schedule, s), sigma(schedule, t)
     return -(a_s * b_t - a_t * b_s) * sigma_data / np.sqrt(a_t**2 + b_t**2)
+
+
+def velocity_coefficients(parameterization, schedule, t, sigma_data):
+    """Weights of x_t and of the network output in dx/dt."""
+    a, b = alpha(schedule, t), sigma(schedule, t)
+    da, db = alpha_derivative(schedule, t), sigma_derivative(schedule, t)
+    if parameterization == "identity":
+        return db / b, da - db / b * a
+    if parameterization == "euler_fm":
+        return np.zeros_like(a), np.full_like(a, sigma_data)
+    norm = a**2 + b**2
+    return (a * da + b * db) / norm, sigma_data * (a * db - da * b) / np.sqrt(norm)
 
 
 # -- Times

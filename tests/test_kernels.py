@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 import reference
 from backends import FLOATS, dtype_of, value_and_gradient
+from contracts import subclasses_of
+from contracts.kernel import KernelContract
+from contracts.training import check_trains
 from keras import ops
 from kernel_formulas import KERNELS, every_kernel
 
-from keras_imm import kernels
+from keras_imm import kernels, objective
 
 SCALE = 1.5
 RTOL = {"float32": 2e-6, "float64": 1e-12}
@@ -195,9 +198,67 @@ def test_unknown_names_list_the_known_ones(identifier):
     assert f"kernel={identifier!r}" in str(error.value)
 
 
-@every_kernel
-def test_serialization(kernel, formula):
-    config = keras.saving.serialize_keras_object(kernel)
-    back = keras.saving.deserialize_keras_object(config)
-    assert type(back) is type(kernel)
-    assert back.get_config() == kernel.get_config()
+# -- The contract, of these kernels and of a newcomer's
+
+
+class TestEveryKernel(KernelContract):
+    @pytest.fixture(params=[kernel for kernel, _ in KERNELS.values()], ids=KERNELS)
+    def instance(self, request):
+        return request.param
+
+
+def test_every_kernel_is_tested():
+    tested = {type(kernel) for kernel, _ in KERNELS.values()}
+    assert tested == subclasses_of(kernels.Kernel, kernels)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class LaplacePlusLinear(kernels.Kernel):
+    """exp(-scale ||x - y|| / D) + weight x . y / D: no function of the distance."""
+
+    def __init__(self, weight=0.5):
+        self.weight = weight
+        self.laplace = kernels.Laplace()
+
+    def pairs(self, x, y, scale):
+        # ops.matmul rounds float64 to float32 under PyTorch.
+        product = ops.sum(ops.expand_dims(x, -2) * ops.expand_dims(y, -3), axis=-1)
+        return self.laplace.pairs(x, y, scale) + self.weight * product / x.shape[-1]
+
+    def get_config(self):
+        return {"weight": self.weight}
+
+
+class TestNewKernel(KernelContract):
+    make = LaplacePlusLinear
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_kernel_of_more_than_the_distance(dtype):
+    """The squared MMD of a linear kernel is the squared distance of the means."""
+    rng = np.random.default_rng(0)
+    y, y_target = rng.standard_normal((2, 24, 12)).astype(dtype)
+    scale = np.ones(6, dtype)
+
+    def mmd(kernel):
+        value = objective.grouped_mmd(y, y_target, scale, kernel, 4)
+        return ops.convert_to_numpy(value)
+
+    means = [reference.float64(x).reshape(6, 4, 12).mean(axis=1) for x in (y, y_target)]
+    expected = np.sum((means[0] - means[1]) ** 2, axis=-1) / 12
+    linear = mmd(LaplacePlusLinear(2.0)) - mmd(LaplacePlusLinear(1.0))
+    rtol = {"float32": 1e-4, "float64": 1e-10}[dtype]
+    np.testing.assert_allclose(linear, expected, rtol=rtol)
+
+
+def test_a_new_kernel_trains():
+    check_trains(kernel=LaplacePlusLinear())
+
+
+def test_a_kernel_without_its_method_says_which():
+    class Empty(kernels.Kernel):
+        pass
+
+    x = ops.ones((1, 2))
+    with pytest.raises(NotImplementedError, match="Empty implements neither"):
+        Empty()(x, x)

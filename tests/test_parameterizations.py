@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import reference
 from backends import FLOATS, dtype_of
+from contracts import subclasses_of
+from contracts.parameterization import ParameterizationContract
 from keras import ops
 
 from keras_imm import parameterizations, schedules
@@ -105,6 +107,62 @@ def test_c_out_keeps_its_sign(parameterization, schedule):
     assert np.all(sign * out > 0)
 
 
+def velocity_coefficients(parameterization, schedule, t):
+    given = parameterizations.get(parameterization).velocity_coefficients(
+        schedules.get(schedule), t, SIGMA_DATA
+    )
+    assert [dtype_of(coefficient) for coefficient in given] == [str(t.dtype)] * 2
+    return tuple(map(ops.convert_to_numpy, given))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("parameterization", "schedule"), reference.DEFINED)
+def test_velocity_coefficients(parameterization, schedule, dtype):
+    t = np.linspace(0.001, 0.999, 999).astype(dtype)
+    if parameterization != "identity":
+        t = np.concatenate([[0.0, 1e-30, 1e-7], t, [1.0]]).astype(dtype)
+    skip, out = velocity_coefficients(parameterization, schedule, t)
+    expected = reference.velocity_coefficients(
+        parameterization, schedule, t, SIGMA_DATA
+    )
+    tolerance = {"rtol": 3 * RTOL[dtype], "atol": 1e-16 + 0.3 * RTOL[dtype]}
+    np.testing.assert_allclose(skip, expected[0], **tolerance)
+    np.testing.assert_allclose(out, expected[1], **tolerance)
+
+
+@pytest.mark.parametrize(("parameterization", "schedule"), reference.DEFINED)
+def test_velocity_coefficients_are_slopes_at_equal_times(parameterization, schedule):
+    t, step = np.linspace(0.05, 0.95, 91), 1e-6
+    skip = [
+        reference.c_skip(parameterization, schedule, s, t) for s in (t - step, t + step)
+    ]
+    out = [
+        reference.c_out(parameterization, schedule, s, t, SIGMA_DATA)
+        for s in (t - step, t + step)
+    ]
+    actual = velocity_coefficients(parameterization, schedule, t.astype("float32"))
+    for (before, after), coefficient in zip((skip, out), actual, strict=True):
+        slope = (after - before) / (2 * step)
+        np.testing.assert_allclose(coefficient, slope, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("parameterization", "schedule"), reference.DEFINED)
+def test_velocity_of_an_exact_network(parameterization, schedule):
+    """It is alpha' x + sigma' eps, with the output that takes x_t back to x."""
+    rng = np.random.default_rng(0)
+    t = rng.uniform(0.05, 0.99, 200).astype("float32")
+    x, noise = SIGMA_DATA * rng.standard_normal((2, 200))
+    x_t = reference.alpha(schedule, t) * x + reference.sigma(schedule, t) * noise
+    # f_{0,t}(x_t) = x.
+    zero = np.zeros_like(t)
+    g = x - reference.c_skip(parameterization, schedule, zero, t) * x_t
+    g /= reference.c_out(parameterization, schedule, zero, t, SIGMA_DATA)
+    skip, out = velocity_coefficients(parameterization, schedule, t)
+    expected = reference.alpha_derivative(schedule, t) * x
+    expected += reference.sigma_derivative(schedule, t) * noise
+    np.testing.assert_allclose(skip * x_t + out * g, expected, rtol=1e-5, atol=2e-5)
+
+
 def test_euler_fm_needs_flow_matching():
     parameterization = parameterizations.EulerFM()
     parameterization.check(schedules.FlowMatching())
@@ -129,9 +187,53 @@ def test_unknown_names_list_the_known_ones():
     assert "parameterization='edm'" in message
 
 
-@pytest.mark.parametrize("name", reference.PARAMETERIZATIONS)
-def test_serialization(name):
-    parameterization = parameterizations.get(name)
-    config = keras.saving.serialize_keras_object(parameterization)
-    back = keras.saving.deserialize_keras_object(config)
-    assert type(back) is type(parameterization)
+# -- The contract, of these parameterizations and of a newcomer's
+
+
+class TestEveryParameterization(ParameterizationContract):
+    @pytest.fixture(params=reference.PARAMETERIZATIONS)
+    def instance(self, request):
+        return parameterizations.get(request.param)
+
+
+def test_every_parameterization_is_tested():
+    tested = {type(parameterizations.get(n)) for n in reference.PARAMETERIZATIONS}
+    base = parameterizations.Parameterization
+    assert tested == subclasses_of(base, parameterizations)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class NoisePrediction(parameterizations.Parameterization):
+    """The network predicts the noise over sigma_data; for t < 1."""
+
+    def c_skip(self, schedule, s, t):
+        ratio = schedule.alpha(s) / schedule.alpha(t)
+        return ops.where(ops.equal(s, t), ops.ones_like(ratio), ratio)
+
+    def c_out(self, schedule, s, t, sigma_data):
+        return -schedule.rotation(s, t) * sigma_data / schedule.alpha(t)
+
+    def velocity_coefficients(self, schedule, t, sigma_data):
+        alpha = schedule.alpha(t)
+        out = schedule.rotation_rate(t) * sigma_data / alpha
+        return schedule.alpha_derivative(t) / alpha, out
+
+
+class TestNewParameterization(ParameterizationContract):
+    make = NoisePrediction
+    time_range = (0.0, 0.98)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class EulerWithoutVelocity(parameterizations.Parameterization):
+    """The two methods that IMM needs, and no more."""
+
+    def c_skip(self, schedule, s, t):
+        return ops.ones_like(schedule.alpha(t))
+
+    def c_out(self, schedule, s, t, sigma_data):
+        return -schedule.rotation(s, t) * sigma_data
+
+
+class TestParameterizationWithoutVelocity(ParameterizationContract):
+    make = EulerWithoutVelocity

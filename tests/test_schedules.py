@@ -5,9 +5,13 @@ import numpy as np
 import pytest
 import reference
 from backends import FLOATS, dtype_of
+from contracts import subclasses_of
+from contracts.schedule import ScheduleContract
+from contracts.training import check_trains
 from keras import ops
 
 from keras_imm import schedules
+from keras_imm.precision import at_least_float32, maximum
 
 # Relative: a few roundings in float32; in float64 what the reference itself keeps
 # of alpha(t) near t = 1.
@@ -50,6 +54,39 @@ def test_alpha_and_sigma(name, schedule, method, dtype):
     expected = getattr(reference, method)(name, t)
     # cos(pi / 2) of the reference is 6e-17.
     check(getattr(schedule, method)(t), expected, dtype, atol=1e-16)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("method", ["alpha_derivative", "sigma_derivative"])
+def test_derivatives(name, schedule, method, dtype):
+    t = times(dtype)
+    expected = getattr(reference, method)(name, t)
+    check(getattr(schedule, method)(t), expected, dtype, atol=2e-16)
+
+
+def test_derivatives_are_the_slopes_of_alpha_and_sigma(name, schedule):
+    t, step = np.linspace(0.05, 0.95, 19), 1e-5
+    for function in ("alpha", "sigma"):
+        values = getattr(reference, function)
+        slope = (values(name, t + step) - values(name, t - step)) / (2 * step)
+        derivative = getattr(schedule, f"{function}_derivative")
+        check(derivative(t.astype("float32")), slope, "float32")
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_derivatives_at_the_ends_are_exact(dtype):
+    ends = np.array([0.0, 1.0], dtype)
+    cosine = schedules.Cosine()
+    assert ops.convert_to_numpy(cosine.alpha_derivative(ends))[0] == 0
+    assert ops.convert_to_numpy(cosine.sigma_derivative(ends))[1] == 0
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_rotation_rate_follows_from_the_derivatives(schedule, dtype):
+    """What a schedule gets that does not give its own is what these two give."""
+    t = times(dtype)
+    expected = ops.convert_to_numpy(schedule.rotation_rate(t))
+    check(schedules.Schedule.rotation_rate(schedule, t), expected, dtype)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -245,6 +282,64 @@ def test_unknown_names_list_the_known_ones(identifier):
     assert f"schedule={identifier!r}" in message
 
 
-def test_serialization(schedule):
-    config = keras.saving.serialize_keras_object(schedule)
-    assert type(keras.saving.deserialize_keras_object(config)) is type(schedule)
+# -- The contract, of these schedules and of a newcomer's
+
+
+class TestEverySchedule(ScheduleContract):
+    @pytest.fixture(params=reference.SCHEDULES)
+    def instance(self, request):
+        return schedules.get(request.param)
+
+
+def test_every_schedule_is_tested():
+    tested = {type(schedules.get(name)) for name in reference.SCHEDULES}
+    assert tested == subclasses_of(schedules.Schedule, schedules)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Squared(schedules.Schedule):
+    """alpha = 1 - t^2, sigma = t^2: flow matching in u = t^2."""
+
+    def alpha(self, t):
+        t = at_least_float32(t)
+        return (1.0 - t) * (1.0 + t)
+
+    def sigma(self, t):
+        return ops.square(at_least_float32(t))
+
+    def alpha_derivative(self, t):
+        return -2.0 * at_least_float32(t)
+
+    def sigma_derivative(self, t):
+        return 2.0 * at_least_float32(t)
+
+    def inverse_eta(self, eta):
+        return ops.sqrt(1.0 / (1.0 + 1.0 / at_least_float32(eta)))
+
+    def rotation(self, s, t):
+        s, t = at_least_float32(s), at_least_float32(t)
+        return (t - s) * (t + s)
+
+    def eta_gap(self, t, decrement):
+        t, alpha = at_least_float32(t), self.alpha(t)
+        gap = decrement * ops.square(alpha) / (1.0 - decrement * alpha)  # of u
+        earlier = ops.sqrt(maximum(ops.square(t) - gap, 0.0))
+        total = t + earlier
+        return gap / ops.where(total > 0.0, total, ops.ones_like(total))
+
+
+class TestNewSchedule(ScheduleContract):
+    make = Squared
+
+
+def test_a_new_schedule_trains():
+    check_trains(schedule=Squared(), parameterization="simple_edm")
+
+
+@pytest.mark.parametrize("method", ["alpha", "alpha_derivative", "inverse_eta"])
+def test_a_schedule_without_a_method_says_which(method):
+    class Empty(schedules.Schedule):
+        pass
+
+    with pytest.raises(NotImplementedError, match=f"Empty does not .* `{method}`"):
+        getattr(Empty(), method)(0.5)

@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 import reference
 from backends import FLOATS, dtype_of
+from contracts import subclasses_of
+from contracts.time_mapping import TimeMappingContract
+from contracts.training import check_trains
 from keras import ops
 
 from keras_imm import schedules, time_mappings
@@ -193,3 +196,63 @@ def test_serialization(name):
     config = keras.saving.serialize_keras_object(CLASSES[name](k=9, min_gap=1e-3))
     back = keras.saving.deserialize_keras_object(config)
     assert (type(back), back.k, back.min_gap) == (CLASSES[name], 9, 1e-3)
+
+
+# -- The contract, of these mappings and of a newcomer's
+
+
+class TestEveryTimeMapping(TimeMappingContract):
+    @pytest.fixture(params=RANGES)
+    def name(self, request):
+        return request.param
+
+    @pytest.fixture
+    def instance(self, name):
+        return CLASSES[name](k=9)
+
+    @pytest.fixture
+    def ends(self, name):
+        return RANGES[name]
+
+
+def test_every_mapping_is_tested():
+    tested = set(CLASSES.values())
+    assert tested == subclasses_of(time_mappings.TimeMapping, time_mappings)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class StrideFraction(time_mappings.TimeMapping):
+    """r = t - (t - s) / 2^k: the decrement is a fraction of the stride."""
+
+    allows_max_time_one = True
+
+    def earlier(self, schedule, s, t, min_time, max_time):
+        return t - (t - s) * 2.0**-self.k
+
+
+class TestNewTimeMapping(TimeMappingContract):
+    time_range = (0.0, 1.0)
+
+    @staticmethod
+    def make():
+        return StrideFraction(k=3)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_mapping_may_depend_on_s(dtype):
+    s, t = np.array([0.0, 0.1, 0.5], dtype), np.array([0.8, 0.8, 0.9], dtype)
+    r = StrideFraction(k=2)(schedules.FlowMatching(), s, t, 0.0, 1.0)
+    expected, rtol = [0.6, 0.625, 0.8], 4 * np.finfo(dtype).eps
+    np.testing.assert_allclose(ops.convert_to_numpy(r), expected, rtol=rtol)
+
+
+def test_a_new_mapping_trains():
+    check_trains(time_mapping=StrideFraction(k=1))
+
+
+def test_a_mapping_without_its_method_says_so():
+    class Empty(time_mappings.TimeMapping):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Empty does not implement"):
+        Empty()(schedules.FlowMatching(), 0.1, 0.5, 0.0, 0.9)

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import reference
 from backends import FLOATS, dtype_of
+from contracts import subclasses_of
+from contracts.weighting import WeightingContract
 from keras import ops
 
 from keras_imm import schedules, weightings
@@ -76,3 +78,43 @@ def test_serialization():
     config = keras.saving.serialize_keras_object(weightings.ELBO(a=2, b=5))
     back = keras.saving.deserialize_keras_object(config)
     assert (type(back), back.a, back.b) == (weightings.ELBO, 2, 5)
+
+
+# -- The contract, of these weightings and of a newcomer's
+
+EVERY = {
+    "elbo": weightings.ELBO(),
+    "elbo_2_5": weightings.ELBO(a=2, b=5),
+    "uniform": weightings.Uniform(),
+}
+
+
+class TestEveryWeighting(WeightingContract):
+    @pytest.fixture(params=EVERY.values(), ids=EVERY)
+    def instance(self, request):
+        return request.param
+
+
+def test_every_weighting_is_tested():
+    tested = {type(weighting) for weighting in EVERY.values()}
+    assert tested == subclasses_of(weightings.Weighting, weightings)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class SignalShare(weightings.Weighting):
+    """alpha^2 / (alpha^2 + sigma^2) at t."""
+
+    def __call__(self, schedule, s, t):
+        return ops.square(schedule.alpha(t)) / schedule.squared_norm(t)
+
+
+class TestNewWeighting(WeightingContract):
+    make = SignalShare
+
+
+def test_a_weighting_without_its_method_says_so():
+    class Empty(weightings.Weighting):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Empty does not implement"):
+        Empty()(schedules.FlowMatching(), 0.1, 0.5)
