@@ -1,4 +1,4 @@
-"""Inductive Moment Matching in Keras 3: train few-step generators from scratch."""
+"""Few-step generative models in Keras 3: Inductive Moment Matching and others."""
 
 from keras_imm import (
     augmentation,
@@ -13,6 +13,7 @@ from keras_imm import (
     latents,
     metrics,
     objective,
+    objectives,
     optimizers,
     parameterizations,
     recipes,
@@ -22,12 +23,16 @@ from keras_imm import (
     time_mappings,
     weightings,
 )
+from keras_imm.flow_map import FlowMap
 from keras_imm.imm import IMM
+from keras_imm.model import FlowMapModel
 
 __version__ = "0.1.0"
 
 __all__ = [
     "IMM",
+    "FlowMap",
+    "FlowMapModel",
     "augmentation",
     "backbones",
     "callbacks",
@@ -40,6 +45,7 @@ __all__ = [
     "latents",
     "metrics",
     "objective",
+    "objectives",
     "optimizers",
     "parameterizations",
     "recipes",

@@ -8,7 +8,9 @@ from typing import Any
 
 import keras
 
-_FORWARDS_PER_STEP = 4  # the target pass, the pass with gradient, and its backward: two
+from keras_imm.backbones.inputs import symbolic_inputs
+from keras_imm.backend import keras_private
+
 _OPERATIONS_PER_MULTIPLY_ADD = 2
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 
@@ -53,8 +55,8 @@ def multiply_adds(backbone: keras.layers.Layer, data_shape: tuple | None = None)
             f"Received: data_shape=None, a {type(backbone).__name__}"
         )
     if not backbone.built:
-        backbone(_inputs(backbone, data_shape, batch=None))
-    return layer_multiply_adds(backbone, _inputs(backbone, data_shape, batch=1))
+        backbone(symbolic_inputs(backbone, data_shape))
+    return layer_multiply_adds(backbone, symbolic_inputs(backbone, data_shape, batch=1))
 
 
 def layer_multiply_adds(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> int:
@@ -72,36 +74,29 @@ def layer_multiply_adds(layer: keras.layers.Layer, *args: Any, **kwargs: Any) ->
     Raises:
         ValueError: If a layer in it computes with something else than `keras.ops`.
     """
-    layers = [layer, *layer._flatten_layers(include_self=False)]
-    # A symbolic call leaves its marks in the layers.
-    marks = [
-        (nodes, len(nodes))
-        for one in layers
-        for nodes in (one._inbound_nodes, one._outbound_nodes)
-    ]
-    try:
-        with _known_einsum_shapes(layers):
-            return _of_call(layer, args, kwargs)
-    finally:
-        for nodes, length in marks:
-            del nodes[length:]
+    layers = keras_private.all_layers(layer)
+    with keras_private.without_symbolic_marks(layers), _known_einsum_shapes(layers):
+        return _of_call(layer, args, kwargs)
 
 
-def training_step_flops(forward_multiply_adds: int, batch_size: int) -> int:
-    """Floating-point operations of one training step of `keras_imm.IMM`.
+def training_step_flops(
+    forward_multiply_adds: int, batch_size: int, network_passes: float = 4.0
+) -> int:
+    """Floating-point operations of one training step.
 
     Args:
         forward_multiply_adds: Multiply-adds of one forward pass for one sample, as
             `multiply_adds` counts them.
         batch_size: Samples of a step.
+        network_passes: The objective's attribute of that name: what a step costs in
+            forward passes. IMM's 4 are the target pass, the pass with gradient, and
+            the backward pass, which counts twice.
 
     Returns:
-        Two per multiply-add, in four forward passes' worth: the target pass, the pass
-        with gradient, and the backward pass, which counts twice. What rematerialised
-        blocks compute again is not counted.
+        Two per multiply-add. What rematerialised blocks compute again is not counted.
     """
-    forwards = _FORWARDS_PER_STEP * batch_size
-    return _OPERATIONS_PER_MULTIPLY_ADD * forwards * forward_multiply_adds
+    forwards = network_passes * batch_size
+    return round(_OPERATIONS_PER_MULTIPLY_ADD * forwards * forward_multiply_adds)
 
 
 @contextlib.contextmanager
@@ -121,18 +116,6 @@ def _known_einsum_shapes(layers: list) -> Iterator[None]:
             del one.compute_output_spec
 
 
-def _inputs(backbone: keras.layers.Layer, data_shape: tuple, batch: int | None) -> list:
-    inputs = [keras.KerasTensor((batch, *data_shape), keras.backend.floatx())]
-    inputs += [keras.KerasTensor((batch,), "float32")] * 2
-    if getattr(backbone, "num_classes", 0):
-        inputs.append(keras.KerasTensor((batch,), "int32"))
-    if getattr(backbone, "augmentation_dim", 0):
-        inputs += [None] * (4 - len(inputs))
-        shape = (batch, backbone.augmentation_dim)
-        inputs.append(keras.KerasTensor(shape, "float32"))
-    return inputs
-
-
 def _of_call(layer: keras.layers.Layer, args: tuple, kwargs: dict) -> int:
     if isinstance(layer, _CONVOLUTIONS):  # Keras follows no grouped one symbolically
         output = layer.compute_output_shape(args[0].shape)
@@ -147,34 +130,13 @@ def _of_call(layer: keras.layers.Layer, args: tuple, kwargs: dict) -> int:
             f"{error}"
         ) from error
     total = 0
-    for node in _nodes(outputs, stop_at=keras.tree.flatten((args, kwargs))):
+    for node in keras_private.calls_between(outputs, stop_at=keras.tree.flatten((args, kwargs))):
         operation, arguments = node.operation, node.arguments
         if isinstance(operation, keras.layers.Layer):
             total += _of_call(operation, arguments.args, arguments.kwargs)
         elif type(operation).__name__ in _FORMULAS:
             total += _FORMULAS[type(operation).__name__](operation, node)
     return total
-
-
-def _nodes(outputs: Any, stop_at: list) -> Iterator[Any]:
-    """The calls of operations between the tensors `stop_at` and the outputs."""
-    known = {id(tensor) for tensor in stop_at}
-    seen = set()
-    waiting = [t for t in keras.tree.flatten(outputs) if _is_symbolic(t)]
-    while waiting:
-        tensor = waiting.pop()
-        if id(tensor) in known or not hasattr(tensor, "_keras_history"):
-            continue
-        operation, node_index, _ = tensor._keras_history
-        node = operation._inbound_nodes[node_index]
-        if id(node) not in seen and operation is not None:
-            seen.add(id(node))
-            yield node
-            waiting.extend(node.input_tensors)
-
-
-def _is_symbolic(value: Any) -> bool:
-    return isinstance(value, keras.KerasTensor)
 
 
 def _shapes(node: Any) -> list[tuple]:

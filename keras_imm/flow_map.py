@@ -225,7 +225,8 @@ class FlowMap:
         guided, unguided = ops.split(output, 2)
         w = ops.cast(at_least_float32(guidance_scale), output.dtype)
         if guidance_interval is not None:
-            low, high = (ops.cast(end, t.dtype) for end in guidance_interval)
+            interval = ops.cast(at_least_float32(guidance_interval), t.dtype)
+            low, high = interval[0], interval[1]
             inside = per_sample(ops.logical_and(low <= t, t <= high), output)
             w = ops.where(inside, w, ops.ones_like(w))
         return w * guided + (1.0 - w) * unguided

@@ -165,6 +165,11 @@ class FlowMapModel(backend.TrainableModel):
     # -- The pieces of the flow map
 
     @property
+    def flow(self) -> FlowMap:
+        """The flow map: the network with schedule and times, without the objective."""
+        return self._flow_map
+
+    @property
     def schedule(self) -> schedules.Schedule:
         """The noise schedule."""
         return self._flow_map.schedule
@@ -644,10 +649,6 @@ class FlowMapModel(backend.TrainableModel):
     def predict_on_batch(self, x: Any) -> np.ndarray:
         """As `predict`, in one pass of the network."""
         return self.predict(x, batch_size=max(1, len(x)), verbose=0)
-
-    def export_flow_map(self) -> FlowMap:
-        """The flow map: the network with schedule and times, without the objective."""
-        return self._flow_map
 
     def weights_for_sampling(self, weights: str = "ema") -> list:
         """Values of the flow map's variables.

@@ -6,16 +6,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_imm import samplers
 from keras_imm.callbacks.pauses import pause
 from keras_imm.callbacks.steps import StepCounter, optimizer_step
 from keras_imm.callbacks.tensorboard import TensorBoard
-from keras_imm.validation import (
-    check_choice,
-    check_instance,
-    check_integer,
-    check_number,
-)
+from keras_imm.samplers import SamplingPlan, check_labels, standard_noise
+from keras_imm.validation import check_instance, check_integer
 
 
 class Sampling(keras.callbacks.Callback):
@@ -23,8 +18,8 @@ class Sampling(keras.callbacks.Callback):
 
     A subclass implements `on_samples`. The model is anything with the `generate` of
     `keras_imm.IMM` and its `data_shape`. Every call gets the same noise, so that two
-    pictures differ by the weights alone; NumPy draws it, so that with the pushforward
-    sampler they agree across backends; and the model's own random stream stays
+    pictures differ by the weights alone; NumPy draws it, so that they agree across
+    backends; and the model's own random stream stays
     untouched: training goes on bit for bit as it would have without the callback.
 
     In a run of several processes each of them samples: a model that is spread over
@@ -41,7 +36,7 @@ class Sampling(keras.callbacks.Callback):
             the optimizer, wherever in an epoch they fall. With `steps_per_execution`
             above 1, after the execution in which they fall.
         guidance_scale: As in `generate`.
-        sampler: As in `generate`.
+        sampler: As in `generate`. Default of this and of `time_grid`: the objective's.
         time_grid: As in `generate`; where it is a list, `num_steps` must be the number
             of steps that it makes.
         weights: As in `generate`: `"ema"` or `"raw"`.
@@ -49,6 +44,7 @@ class Sampling(keras.callbacks.Callback):
         seed: Integer that starts the noise.
         tensorboard: The `TensorBoard` callback that is told what comes out, at the
             very step of each sampling. Default: none.
+        guidance_interval: As in `generate`.
 
     Raises:
         ValueError: If an argument is out of range, not exactly one of `labels` and
@@ -64,12 +60,13 @@ class Sampling(keras.callbacks.Callback):
         freq: int | None = None,
         every_n_steps: int | None = None,
         guidance_scale: float | None = None,
-        sampler: str = "pushforward",
-        time_grid: Any = "uniform",
+        sampler: Any = None,
+        time_grid: Any = None,
         weights: str = "ema",
         batch_size: int = 256,
         seed: int = 0,
         tensorboard: TensorBoard | None = None,
+        guidance_interval: tuple[float, float] | None = None,
     ):
         super().__init__()
         labels = _check_request(labels, num_samples)
@@ -90,16 +87,17 @@ class Sampling(keras.callbacks.Callback):
             check_integer("freq", freq, at_least=1)
         check_integer("batch_size", batch_size, at_least=1)
         check_integer("seed", seed, at_least=0)
-        check_choice("sampler", sampler, samplers.SAMPLERS)
-        check_choice("weights", weights, ("ema", "raw"))
-        _check_time_grid(time_grid, steps)
-        if guidance_scale is not None:
-            check_number(
-                "guidance_scale",
-                guidance_scale,
-                "a finite number or None",
-                lambda _: True,
+        self._plans = {
+            int(count): SamplingPlan(
+                num_steps=count,
+                sampler=sampler,
+                time_grid=time_grid,
+                guidance_scale=guidance_scale,
+                guidance_interval=guidance_interval,
+                weights=weights,
             )
+            for count in steps
+        }
         if tensorboard is not None:
             check_instance("tensorboard", tensorboard, TensorBoard)
         self.labels = labels
@@ -107,10 +105,6 @@ class Sampling(keras.callbacks.Callback):
         self.num_steps = steps
         self.freq = freq
         self.every_n_steps = every_n_steps
-        self.guidance_scale = guidance_scale
-        self.sampler = sampler
-        self.time_grid = time_grid
-        self.weights = weights
         self.batch_size = batch_size
         self.seed = seed
         self.tensorboard = tensorboard
@@ -146,51 +140,45 @@ class Sampling(keras.callbacks.Callback):
             A dict that maps each number of steps to its samples.
         """
         count = self.num_samples if self.labels is None else len(self.labels)
-        shape = (count, *self.model.data_shape)
-        noise = np.random.default_rng(self.seed).standard_normal(shape, "float32")
-        return {
-            num_steps: self.model.generate(
+        samples = {}
+        for num_steps, plan in self._plans.items():
+            completed = self._completed(plan)
+            draws = 1 if completed is None else 1 + completed.noises()
+            noise = standard_noise(self.seed, draws, count, self.model.data_shape)
+            samples[num_steps] = self.model.generate(
                 labels=self.labels,
                 num_samples=self.num_samples,
-                num_steps=num_steps,
-                guidance_scale=self.guidance_scale,
-                sampler=self.sampler,
-                time_grid=self.time_grid,
-                weights=self.weights,
-                noise=noise,
-                seed=self.seed,  # of the noise that the restart sampler adds
+                noise=noise if draws > 1 else noise[0],
                 batch_size=self.batch_size,
                 verbose=0,
+                **plan.arguments(),
             )
-            for num_steps in self.num_steps
-        }
+        return samples
+
+    def _completed(self, plan: SamplingPlan) -> SamplingPlan | None:
+        """The plan with what the model's objective says; None if it has none."""
+        objective = getattr(self.model, "objective", None)
+        return None if objective is None else plan.completed(objective)
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        model = self.model
-        if getattr(model, "num_classes", None) is not None:
-            self._check_classes(model.num_classes)
-        of_times = ("schedule", "min_time", "max_time")
-        if all(hasattr(model, name) for name in of_times):
-            times = {name: getattr(model, name) for name in of_times}
-            for num_steps in self.num_steps:
-                samplers.time_grid(self.time_grid, num_steps, **times)
+        if getattr(self.model, "num_classes", None) is not None:
+            self._check_labels(self.model.num_classes)
+        flow = getattr(self.model, "flow", None)
+        for plan in self._plans.values():
+            completed = self._completed(plan)
+            if flow is not None and completed is not None:
+                completed.check(flow)
 
-    def _check_classes(self, num_classes: int) -> None:
+    def _check_labels(self, num_classes: int) -> None:
         """Raises ValueError unless the model can be asked for these labels."""
-        for name in ("labels", "guidance_scale"):
-            value = getattr(self, name)
-            if not num_classes and value is not None:
-                raise ValueError(
-                    f"`{name}` needs a model with `num_classes` > 0. "
-                    f"Received: {name}={value}"
-                )
-        if self.labels is not None:
-            outside = self.labels[(self.labels < 0) | (self.labels > num_classes)]
-            if outside.size:
-                raise ValueError(
-                    f"`labels` must be in [0, {num_classes}], where {num_classes} is "
-                    f"the null label. Received: {outside[0]}"
-                )
+        if self.labels is None:
+            return
+        if not num_classes:
+            raise ValueError(
+                "`labels` needs a model with `num_classes` > 0. "
+                f"Received: labels={self.labels}"
+            )
+        check_labels(self.labels, num_classes)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._epoch = epoch + 1
@@ -233,19 +221,3 @@ def _check_request(labels: Any, num_samples: Any) -> np.ndarray | None:
         )
     return labels
 
-
-def _check_time_grid(time_grid: Any, num_steps: tuple[int, ...]) -> None:
-    """Raises ValueError unless it is a name, or a list that makes so many steps."""
-    if isinstance(time_grid, str) and time_grid in samplers.TIME_GRIDS:
-        return
-    if np.ndim(time_grid) != 1 or np.asarray(time_grid).dtype.kind not in "fiu":
-        raise ValueError(
-            f"`time_grid` must be one of {', '.join(map(repr, samplers.TIME_GRIDS))} "
-            f"or a list of eta. Received: time_grid={time_grid!r}"
-        )
-    makes = len(time_grid) + 1
-    if num_steps != (makes,):
-        raise ValueError(
-            f"`num_steps` must be {makes}, the number of steps that `time_grid` as a "
-            f"list of {makes - 1} makes. Received: num_steps={num_steps}"
-        )

@@ -11,17 +11,21 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_imm import distribution
+from keras_imm import backend, distribution
 from keras_imm.callbacks.steps import optimizer_step
 from keras_imm.backend.random_streams import assign_state, random_states, streams_of_device
+
+_DATA = ("images", "labels")  # what a data set yields
 
 
 class TerminateOnNonFinite(keras.callbacks.Callback):
     """Stops training at the first NaN or infinite loss, after saving the batch.
 
-    It writes `non-finite-step-<step>.npz` with the step, the times s, r and t of the
-    batch's groups, the labels, and, if it is given the data set, the images and the
-    indices of their records. The checkpoints stay as they were before the step.
+    It writes `non-finite-step-<step>.npz` with the step and the loss and, if it is
+    given the data set, the images, their labels, the indices of their records and what
+    was drawn for them: every field of the objective's particles under its name, such as
+    t, or `drawn_labels` where the data have that name. The checkpoints stay as they
+    were before the step.
 
     Looking at every loss waits for every step to end, which costs something where
     steps take milliseconds; `keras.callbacks.TerminateOnNaN` does the same.
@@ -83,28 +87,22 @@ class TerminateOnNonFinite(keras.callbacks.Callback):
         drawn = redraw_particles(
             self.model, [tuple(map(ops.convert_to_tensor, one)) for one in data]
         )
-        saved = {
-            name: np.concatenate(
-                [
-                    ops.convert_to_numpy(getattr(particles, name))[
-                        :: self.model.group_size
-                    ]
-                    for particles in drawn
-                ]
-            )
-            for name in ("s", "r", "t")
-        }
-        for name, parts in zip(
-            ("images", "labels"), zip(*data, strict=True), strict=False
-        ):
-            saved[name] = np.concatenate(parts)
+        names = [name for name, _ in zip(_DATA, data[0], strict=False)]
+        parts = dict(zip(names, zip(*data, strict=True), strict=True))
+        for name in drawn[0]._fields:
+            fields = [getattr(particles, name) for particles in drawn]
+            if fields[0] is not None:
+                key = f"drawn_{name}" if name in parts else name
+                parts[key] = [ops.convert_to_numpy(field) for field in fields]
+        saved = {name: np.concatenate(part) for name, part in parts.items()}
         indices = [self.dataset.batch_indices(i) for i in batches]
         return saved | {"indices": np.concatenate(indices)}
 
     def _told(self, saved: dict[str, np.ndarray], at_most: int = 16) -> str:
         times = ", ".join(
-            f"{name} in [{saved[name].min():.6g}, {saved[name].max():.6g}]"
-            for name in ("t", "r", "s")
+            f"{name} in [{value.min():.6g}, {value.max():.6g}]"
+            for name, value in saved.items()
+            if getattr(value, "ndim", 0) == 1 and value.dtype.kind == "f"
         )
         indices = saved["indices"]
         records = ", ".join(map(str, indices[:at_most]))
@@ -128,15 +126,19 @@ def redraw_particles(model: keras.Model, batches: Sequence[tuple]) -> list:
     They are left where they are.
 
     Args:
-        model: An `IMM`.
+        model: A `FlowMapModel`.
         batches: This process's batches of the last steps, in order.
 
     Returns:
-        `Particles` of every batch and, within it, of every device that drew its own
-        share, in the order of the rows.
+        The objective's particles of every batch and, within it, of every device that
+        drew its own share, in the order of the rows.
     """
     states = random_states(model)
-    devices = _devices(model)
+    devices = backend.processes.drawing_devices(model)
+    batch_loss = model.batch_loss()
+    first_step = optimizer_step(model) - len(batches)
+    if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
+        first_step += 1  # it has skipped the last step
 
     def counters():
         return [ops.convert_to_numpy(state).astype("int64") for state in states]
@@ -148,11 +150,14 @@ def redraw_particles(model: keras.Model, batches: Sequence[tuple]) -> list:
     def draw(i):
         own = contextlib.nullcontext()
         if devices[i]:
-            own = streams_of_device(model, devices[i])
+            own = streams_of_device(states, devices[i])
         with own:
             return [
-                model.draw_particles(_share(data, i, len(devices)), training=True)
-                for data in batches
+                batch_loss.draw(
+                    _share(data, i, len(devices)),
+                    ops.convert_to_tensor(max(0, step), "int32"),
+                ).particles
+                for step, data in enumerate(batches, start=first_step)
             ]
 
     after = counters()
@@ -166,19 +171,6 @@ def redraw_particles(model: keras.Model, batches: Sequence[tuple]) -> list:
         drawn.append(draw(i))
     assign(after)
     return [particles for batch in zip(*drawn, strict=True) for particles in batch]
-
-
-def _devices(model: keras.Model) -> list[int]:
-    """The devices of this process that draw their own share of its batch.
-
-    Under JAX there is one draw for all devices.
-    """
-    backend = keras.backend.backend()
-    if backend == "torch":
-        return [distribution.process_index()]
-    if backend == "tensorflow":
-        return list(range(model.distribute_strategy.num_replicas_in_sync))
-    return [0]
 
 
 def _share(data: tuple, i: int, count: int) -> tuple:

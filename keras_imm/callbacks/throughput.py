@@ -20,8 +20,8 @@ class Throughput(keras.callbacks.Callback):
       of this package, validation and what is done at the end of an epoch does not. An
       epoch that leaves no step to measure has no entry.
     - `model_flops_utilization`, where the peak of the device is known: the arithmetic
-      that a step needs (four forward passes: target, gradient, and the backward pass,
-      which costs two), over what the devices could do in that time. What
+      that a step needs (the objective's `network_passes`: for IMM four forward passes,
+      those of target, gradient, and the backward pass, which costs two), over what the devices could do in that time. What
       rematerialised blocks compute again is not counted.
 
     Let it stand before the callbacks that write the logs.
@@ -103,8 +103,16 @@ class Throughput(keras.callbacks.Callback):
         logs["images_per_second"] = steps_per_second * self.batch_size
         available = self._available_flops()
         if available is not None:
-            needed = flops.training_step_flops(self.multiply_adds, self.batch_size)
+            needed = flops.training_step_flops(
+                self.multiply_adds,
+                self.batch_size,
+                self._network_passes(),
+            )
             logs["model_flops_utilization"] = steps_per_second * needed / available
+
+    def _network_passes(self) -> float:
+        objective = getattr(self._trained, "objective", None)
+        return getattr(objective, "network_passes", 4.0)
 
     def _now(self) -> float:
         return time.perf_counter() - paused_seconds(self._trained)

@@ -95,6 +95,7 @@ class Generator:
             Samples, the shape of `x`.
         """
         condition = _condition(labels, plan)
+        x = backend.processes.share_batch(x)
         dtype = keras.backend.standardize_dtype(x.dtype)
         times = plan.times(self._flow_map).astype(dtype)
         noises = plan.noises()

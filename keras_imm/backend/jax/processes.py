@@ -42,3 +42,20 @@ def barrier() -> None:
     from jax.experimental import multihost_utils
 
     multihost_utils.sync_global_devices("keras_imm")
+
+
+def drawing_devices(model: keras.Model) -> list[int]:
+    """The devices of this process that draw their own share of its batch.
+
+    There is one draw for all devices.
+    """
+    return [0]
+
+
+def share_batch(x: Any) -> Any:
+    """A batch laid out over the devices of the current distribution, if it divides."""
+    distribution = keras.distribution.distribution()
+    if distribution is None or process_count() > 1 or x.shape[0] % num_devices():
+        return x
+    layout = distribution.get_data_layout(tuple(x.shape))
+    return keras.distribution.distribute_tensor(x, layout)

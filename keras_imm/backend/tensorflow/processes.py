@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 _started = None
@@ -43,3 +44,13 @@ def process_index() -> int:
 
 def barrier() -> None:
     """One process waits for none."""
+
+
+def drawing_devices(model: keras.Model) -> list[int]:
+    """The devices of this process that draw their own share of its batch."""
+    return list(range(model.distribute_strategy.num_replicas_in_sync))
+
+
+def share_batch(x: Any) -> Any:
+    """The batch, which one device takes."""
+    return x

@@ -4,7 +4,9 @@ import atexit
 import os
 import time
 import warnings
+from typing import Any
 
+import keras
 import torch
 import torch.distributed as dist
 
@@ -60,6 +62,16 @@ def process_index() -> int:
 def barrier() -> None:
     """Waits for the other processes."""
     dist.barrier()
+
+
+def drawing_devices(model: keras.Model) -> list[int]:
+    """The devices of this process that draw their own share of its batch."""
+    return [process_index()]
+
+
+def share_batch(x: Any) -> Any:
+    """The batch, which one device takes."""
+    return x
 
 
 def _warn_of_idle_devices() -> None:
