@@ -6,8 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_imm.precision import at_least_float32
 from keras_imm.backend.random_streams import mix_seeds
+from keras_imm.precision import at_least_float32
 from keras_imm.validation import (
     check_choice,
     check_fraction,

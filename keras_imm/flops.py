@@ -130,7 +130,9 @@ def _of_call(layer: keras.layers.Layer, args: tuple, kwargs: dict) -> int:
             f"{error}"
         ) from error
     total = 0
-    for node in keras_private.calls_between(outputs, stop_at=keras.tree.flatten((args, kwargs))):
+    for node in keras_private.calls_between(
+        outputs, stop_at=keras.tree.flatten((args, kwargs))
+    ):
         operation, arguments = node.operation, node.arguments
         if isinstance(operation, keras.layers.Layer):
             total += _of_call(operation, arguments.args, arguments.kwargs)

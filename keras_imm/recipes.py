@@ -10,6 +10,7 @@ from keras_imm.augmentation import EDMAugmentation
 from keras_imm.backbones import DiT, UNet
 from keras_imm.imm import IMM
 from keras_imm.optimizers import RAdam
+from keras_imm.samplers import SamplingPlan
 from keras_imm.time_mappings import EtaDecrement
 from keras_imm.validation import check_choice
 from keras_imm.weightings import ELBO
@@ -91,6 +92,26 @@ class Recipe:
     time_grid: str | tuple[float, ...]
     guidance_scale: float | None
     fid: tuple[tuple[int, float], ...]
+
+    def sampling_plan(self, num_steps: int | None = None) -> SamplingPlan:
+        """How the published images were sampled.
+
+        Args:
+            num_steps: Steps, where not those of the recipe's `time_grid`. A grid of eta
+                is taken where it makes as many; elsewhere it is uniform.
+
+        Returns:
+            A `SamplingPlan`.
+        """
+        grid = self.time_grid
+        if not isinstance(grid, str) and num_steps not in (None, len(grid) + 1):
+            grid = "uniform"
+        return SamplingPlan(
+            num_steps=num_steps,
+            sampler=self.sampler,
+            time_grid=grid,
+            guidance_scale=self.guidance_scale,
+        )
 
 
 _CIFAR10 = Recipe(

@@ -5,8 +5,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_imm.backend.attention import may_recompute
 from keras_imm.backbones.inputs import split_inputs
+from keras_imm.backend.attention import may_recompute
+from keras_imm.backend.random_streams import mix_seeds
 from keras_imm.layers.dit_block import DiTBlock
 from keras_imm.layers.final_layer import FinalLayer
 from keras_imm.layers.patch_embedding import PatchEmbedding
@@ -16,7 +17,6 @@ from keras_imm.layers.validation import (
     check_divides,
     check_image_shape,
 )
-from keras_imm.backend.random_streams import mix_seeds
 from keras_imm.validation import (
     check_boolean,
     check_integer,

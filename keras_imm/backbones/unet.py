@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_imm.backbones.inputs import Inputs, split_inputs
+from keras_imm.backend.random_streams import mix_seeds
 from keras_imm.layers.fourier_embedding import FourierEmbedding
 from keras_imm.layers.positional_embedding import PositionalEmbedding
 from keras_imm.layers.resampling import (
@@ -23,7 +24,6 @@ from keras_imm.layers.unet_block import (
     group_norm,
 )
 from keras_imm.layers.validation import check_image_shape
-from keras_imm.backend.random_streams import mix_seeds
 from keras_imm.validation import (
     check_choice,
     check_integer,

@@ -48,9 +48,7 @@ def weights_made_trainable(layer: keras.layers.Layer) -> list[keras.Variable]:
 
     `trainable_variables` depends on what is frozen at the moment.
     """
-    made = {
-        id(v) for one in all_layers(layer) for v in getattr(one, "_trainable_variables")
-    }
+    made = {id(v) for one in all_layers(layer) for v in one._trainable_variables}
     return [v for v in layer.weights if id(v) in made]
 
 

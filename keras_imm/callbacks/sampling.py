@@ -220,4 +220,3 @@ def _check_request(labels: Any, num_samples: Any) -> np.ndarray | None:
             f"Received shape {labels.shape} and dtype {labels.dtype}."
         )
     return labels
-

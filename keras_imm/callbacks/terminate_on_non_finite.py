@@ -12,8 +12,12 @@ import numpy as np
 from keras import ops
 
 from keras_imm import backend, distribution
+from keras_imm.backend.random_streams import (
+    assign_state,
+    random_states,
+    streams_of_device,
+)
 from keras_imm.callbacks.steps import optimizer_step
-from keras_imm.backend.random_streams import assign_state, random_states, streams_of_device
 
 _DATA = ("images", "labels")  # what a data set yields
 

@@ -21,8 +21,9 @@ class Throughput(keras.callbacks.Callback):
       epoch that leaves no step to measure has no entry.
     - `model_flops_utilization`, where the peak of the device is known: the arithmetic
       that a step needs (the objective's `network_passes`: for IMM four forward passes,
-      those of target, gradient, and the backward pass, which costs two), over what the devices could do in that time. What
-      rematerialised blocks compute again is not counted.
+      those of target, gradient, and the backward pass, which costs two), over what the
+      devices could do in that time. What rematerialised blocks compute again is not
+      counted.
 
     Let it stand before the callbacks that write the logs.
 

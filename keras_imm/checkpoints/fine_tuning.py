@@ -5,28 +5,30 @@ from collections.abc import Iterator
 import keras
 from keras import ops
 
-from keras_imm.imm import IMM
+from keras_imm.model import FlowMapModel
 from keras_imm.validation import check_choice, check_instance, check_integer
 
 # Only these may differ between a model and its copy.
 _LABEL_LAYERS = ("label_embedding", "label_dense")
 
 
-def with_num_classes(model: IMM, num_classes: int, weights: str = "ema") -> IMM:
+def with_num_classes(
+    model: FlowMapModel, num_classes: int, weights: str = "ema"
+) -> FlowMapModel:
     """Copies a model for another number of labels, to train it on.
 
     Everything is kept but the weights of the labels, which start anew; the null
     label's, which guidance and dropped labels use, is kept as well.
 
     Args:
-        model: An `IMM` whose backbone has an argument `num_classes`: `DiT`, `UNet`.
-            It is not changed.
+        model: A `FlowMapModel` whose backbone has an argument `num_classes`: `DiT`,
+            `UNet`. It is not changed.
         num_classes: Integer, at least 0. Number of labels; 0 for none.
         weights: "ema" to start from the optimizer's averages, where there are any,
             "raw" from the model's own weights.
 
     Returns:
-        A new `IMM`, not compiled, with nothing frozen.
+        A new model of the same class, not compiled, with nothing frozen.
 
     Raises:
         ValueError: If an argument is out of its range, or the backbone is of another
@@ -41,7 +43,7 @@ def with_num_classes(model: IMM, num_classes: int, weights: str = "ema") -> IMM:
     model.fit(dataset)
     ```
     """
-    check_instance("model", model, IMM)
+    check_instance("model", model, FlowMapModel)
     check_integer("num_classes", num_classes, at_least=0)
     check_choice("weights", weights, ("ema", "raw"))
     backbone = model.backbone
@@ -53,7 +55,7 @@ def with_num_classes(model: IMM, num_classes: int, weights: str = "ema") -> IMM:
         )
     config |= {"num_classes": int(num_classes), "trainable": True}
     backbone = type(backbone).from_config(config)
-    copy = IMM.from_config(
+    copy = type(model).from_config(
         {
             **model.get_config(),
             "backbone": keras.saving.serialize_keras_object(backbone),
@@ -61,10 +63,10 @@ def with_num_classes(model: IMM, num_classes: int, weights: str = "ema") -> IMM:
             "frozen_layers": [],
         }
     )
-    averages = model._averages() if weights == "ema" else {}
+    values = model.weights_for_sampling(weights)
     old = {
-        path: averages.get(id(variable), variable)
-        for path, variable in _weights(model.backbone)
+        path: value
+        for (path, _), value in zip(_weights(model.backbone), values, strict=False)
     }
     for path, variable in _weights(copy.backbone):
         if path == "label_embedding/embeddings" and path in old:
@@ -72,7 +74,7 @@ def with_num_classes(model: IMM, num_classes: int, weights: str = "ema") -> IMM:
             table[-1] = ops.convert_to_numpy(old[path])[-1]
             variable.assign(table)
         elif path in old and path != "label_dense/kernel":
-            variable.assign(old[path].value)
+            variable.assign(old[path])
         elif path.split("/")[0] not in _LABEL_LAYERS:
             raise ValueError(
                 f"Weight {path!r} of the copy has no counterpart in `model`."

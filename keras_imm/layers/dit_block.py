@@ -6,8 +6,8 @@ import keras
 from keras import ops
 
 from keras_imm.backend import keras_private, optimization_barrier
-from keras_imm.layers.self_attention import SelfAttention
 from keras_imm.backend.random_streams import mix_seeds
+from keras_imm.layers.self_attention import SelfAttention
 from keras_imm.validation import (
     check_boolean,
     check_integer,

@@ -25,9 +25,7 @@ class AveragedWeights:
             saves and loads the network keeps them, too.
     """
 
-    def __init__(
-        self, backbone: keras.layers.Layer, momenta: Mapping[str, float]
-    ):
+    def __init__(self, backbone: keras.layers.Layer, momenta: Mapping[str, float]):
         for name, momentum in momenta.items():
             check_rate(f"averages[{name!r}]", momentum)
         self._momenta = dict(momenta)

@@ -1,6 +1,7 @@
 """Flow matching: regression to the velocity of each path."""
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 from keras import ops
@@ -28,7 +29,7 @@ class Particles(NamedTuple):
 
 @keras.saving.register_keras_serializable(package="keras_imm.objectives")
 class FlowMatching(Objective):
-    """Mean square of the flow's velocity against alpha' x + sigma' noise, in sigma_data.
+    """Regresses the flow's velocity to alpha' x + sigma' noise, in sigma_data.
 
     The times are uniform on the flow map's range. The network sees t in place of s, so
     jumps from t to an earlier s are not learned: sample with "euler" or "heun", the
@@ -45,7 +46,7 @@ class FlowMatching(Objective):
     network_passes = 3.0  # the output and its backward pass
     sampler = "euler"
     num_steps = 32
-    flow_map = {"max_time": 1.0}
+    flow_map: ClassVar[Mapping[str, Any]] = {"max_time": 1.0}
 
     def draw(
         self,

@@ -1,4 +1,4 @@
-"""Walking from noise to data: compiled steps, and compiled loops where there are any."""
+"""Walking from noise to data, by compiled steps and compiled loops."""
 
 import json
 import math
@@ -109,12 +109,14 @@ class Generator:
         def noise_at(i):
             nonlocal drawn
             if noises and i < noises:
-                drawn = self.draw_noise(seed_generator, x.shape) if draws is None else draws[i]
+                drawn = (
+                    self.draw_noise(seed_generator, x.shape)
+                    if draws is None
+                    else draws[i]
+                )
             return drawn
 
-        return walk(
-            lambda *state: step(values, *state, *condition), x, times, noise_at
-        )
+        return walk(lambda *state: step(values, *state, *condition), x, times, noise_at)
 
     def draw_noise(
         self, seed_generator: keras.random.SeedGenerator, shape: tuple
@@ -153,7 +155,9 @@ class Generator:
     def _loop(self, sampler: Sampler) -> Callable:
         """All steps, and the state of the random stream after them."""
 
-        def loop(values, x, times, count, noises, draws, state, labels, scale, interval):
+        def loop(
+            values, x, times, count, noises, draws, state, labels, scale, interval
+        ):
             shape = tuple(x.shape)
 
             def body(i, carry):
@@ -212,7 +216,9 @@ class Generator:
     def _normal(self, shape: tuple, stream: keras.random.SeedGenerator) -> Any:
         return keras.random.normal(shape, seed=stream) * self._flow_map.sigma_data
 
-    def _cached(self, functions: dict, sampler: Sampler, function: Callable) -> Callable:
+    def _cached(
+        self, functions: dict, sampler: Sampler, function: Callable
+    ) -> Callable:
         """The compiled function of all samplers that are alike."""
         key = type(sampler), json.dumps(sampler.get_config(), default=repr)
         if key not in functions:

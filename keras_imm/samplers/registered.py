@@ -1,7 +1,5 @@
 """Samplers by name."""
 
-from typing import Any
-
 from keras_imm.registry import lookup
 from keras_imm.samplers.euler import Euler, Heun
 from keras_imm.samplers.pushforward import Pushforward

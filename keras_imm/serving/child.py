@@ -1,5 +1,6 @@
 """The process that `keras_imm.serving.child_process` starts."""
 
+import contextlib
 import importlib
 import json
 import pathlib
@@ -32,24 +33,27 @@ def main(path: str) -> int:
 
 
 def carry_out(request: dict) -> None:
-    """Loads the model and writes what was asked for."""
+    """Loads the flow map and writes what was asked for."""
     for module in request["modules"]:
         importlib.import_module(module)
-    from keras_imm.serving import tensorflow_export
+    for module in request["other_modules"]:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+    from keras_imm.serving import flow_map_file
     from keras_imm.serving.settings import Settings
 
-    arguments = request["arguments"]
-    settings = Settings(**arguments["settings"]).checked()
-    # A model that the parent made itself may run its own code.
-    safe_mode = False if request["own"] else None
-    model = tensorflow_export.load(request["model"], safe_mode)
+    settings = Settings.from_config(request["settings"])
+    flow = flow_map_file.load(pathlib.Path(request["flow_map"]))
+    values = [v.value for v in flow.variables]
+    path = pathlib.Path(request["path"])
     if request["task"] == "onnx":
         from keras_imm.serving import onnx_export
 
-        onnx_export.write(model, pathlib.Path(arguments["path"]), settings)
+        onnx_export.write(flow, values, path, settings)
         return
-    folder = pathlib.Path(arguments["folder"])
-    tensorflow_export.write(model, folder, settings, _decoder(request))
+    from keras_imm.serving import tensorflow_export
+
+    tensorflow_export.write(flow, values, path, settings, _decoder(request))
 
 
 def _decoder(request: dict):

@@ -1,6 +1,5 @@
 """Exporting in a child process, whose Keras computes with TensorFlow."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -8,11 +7,15 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 
-from keras_imm.imm import IMM
+from keras_imm.backend import keras_private
+from keras_imm.flow_map import FlowMap
+from keras_imm.serving import flow_map_file
+from keras_imm.serving.settings import Settings
 
 _FAILED = "keras_imm export failed: "
 _WARNED = "keras_imm export warned: "
@@ -26,16 +29,20 @@ _KINDS = {
 
 def run(
     task: str,
-    model: IMM | str | os.PathLike,
-    arguments: dict[str, Any],
+    flow: FlowMap,
+    values: list,
+    path: pathlib.Path,
+    settings: Settings,
     vae: Any = None,
 ) -> None:
-    """Runs a task of `keras_imm.serving.child` on a saved copy of the model.
+    """Runs a task of `keras_imm.serving.child` on a copy of a flow map.
 
     Args:
-        task: Its name.
-        model: Built model, or the path of a saved one.
-        arguments: What it takes besides, as JSON can hold it.
+        task: "saved_model" or "onnx".
+        flow: Built flow map.
+        values: Values of its variables.
+        path: What to write.
+        settings: Completed `Settings`.
         vae: Autoencoder whose decoder it takes, or None.
 
     Raises:
@@ -43,22 +50,25 @@ def run(
             OSError where it raised one, otherwise a RuntimeError.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        own = isinstance(model, IMM)
-        request = {"task": task, "arguments": arguments, "own": own}
-        request["modules"] = _modules(model if own else None)
-        if own:
-            request["model"] = os.path.join(temporary, "model.keras")
-            model.save(request["model"])
-        else:
-            request["model"] = os.path.abspath(model)
+        folder = pathlib.Path(temporary)
+        flow_map_file.save(folder, flow, values)
+        request = {
+            "task": task,
+            "flow_map": temporary,
+            "path": str(path.absolute()),
+            "settings": settings.get_config(),
+            **_modules(flow, settings),
+        }
         if vae is not None:
             request["decoder"] = os.path.join(temporary, "decoder.weights.h5")
             request["sigma_data"] = vae.sigma_data
             vae.decoder.save_weights(request["decoder"])
-        path = pathlib.Path(temporary, "request.json")
-        path.write_text(json.dumps(request))
+        (folder / "request.json").write_text(json.dumps(request))
         result = subprocess.run(
-            [sys.executable, "-P", "-m", "keras_imm.serving.child", str(path)],
+            [
+                *(sys.executable, "-P", "-m", "keras_imm.serving.child"),
+                str(folder / "request.json"),
+            ],
             env=_environment(),
             capture_output=True,
             text=True,
@@ -71,35 +81,30 @@ def run(
                 warnings.warn(message, stacklevel=4)
 
 
-def export(
-    model: IMM | str | os.PathLike, folder: pathlib.Path, settings: Any, vae: Any
-) -> None:
-    """Writes a SavedModel into a folder, as `tensorflow_export.write` does."""
-    arguments = {"folder": str(folder), "settings": dataclasses.asdict(settings)}
-    run("saved_model", model, arguments, vae)
-
-
-def _modules(model: IMM | None) -> list[str]:
+def _modules(flow: FlowMap, settings: Settings) -> dict[str, list[str]]:
     """Modules of a user's own classes, which the child must import to know them.
 
+    Other registered classes and functions may be those that a layer names.
+
     Raises:
-        ValueError: If the model has a class of the main script.
+        ValueError: If the flow map or the sampler has a class of the main script.
     """
-    classes = [*keras.saving.get_custom_objects().values()]
-    if model is not None:
-        pieces = [model.schedule, model.kernel, model.parameterization]
-        pieces += [model.time_mapping, model.weighting, *model._flatten_layers()]
-        optimizer = getattr(model, "optimizer", None)
-        pieces += [optimizer, getattr(optimizer, "_learning_rate", None)]
-        own = [type(piece) for piece in pieces]
-        for one in own:
-            if one.__module__ == "__main__":
-                raise ValueError(
-                    f"The class {one.__name__} of the model is one of the main script, "
-                    "which the exporting process cannot import: put it into a module."
-                )
-        classes += own
-    names = {getattr(one, "__module__", None) or "builtins" for one in classes}
+    pieces = [flow.schedule, flow.parameterization, settings.plan.sampler]
+    pieces += keras_private.all_layers(flow.backbone)
+    needed = {type(piece) for piece in pieces}
+    for one in needed:
+        if one.__module__ == "__main__":
+            raise ValueError(
+                f"The class {one.__name__} of the model is one of the main script, "
+                "which the exporting process cannot import: put it into a module."
+            )
+    names = _foreign_modules(needed)
+    others = _foreign_modules(keras.saving.get_custom_objects().values())
+    return {"modules": names, "other_modules": sorted({*others} - {*names})}
+
+
+def _foreign_modules(objects: Iterable) -> list[str]:
+    names = {getattr(one, "__module__", None) or "builtins" for one in objects}
     known = ("keras", "keras_imm", "builtins", "__main__", "numpy", "torch", "jax")
     return sorted(name for name in names if name.split(".")[0] not in known)
 

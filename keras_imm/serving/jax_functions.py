@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_imm.imm import IMM
+from keras_imm.flow_map import FlowMap
+from keras_imm.samplers import Pushforward
 from keras_imm.serving.settings import Settings
 from keras_imm.serving.signatures import ServedModel
 
 
 def serve(
-    model: IMM,
+    flow: FlowMap,
     settings: Settings,
-    flow_map: Callable,
+    functions: dict[str, Callable],
     weights: list,
     decode: Callable | None,
     decoder_weights: list,
@@ -22,23 +23,23 @@ def serve(
     """The functions to export, each one operation that XLA runs.
 
     Args:
-        model: Built model.
-        settings: Checked settings.
-        flow_map: JAX function of the weights and the flow map's arguments.
-        weights: Its weights.
+        flow: Built flow map.
+        settings: Completed settings.
+        functions: JAX functions of the weights and what `ServedModel` calls them with.
+        weights: Their weights.
         decode: JAX function of the decoder's weights and latents, or None.
         decoder_weights: Its weights.
     """
-    if settings.sampler != "pushforward":
+    if not isinstance(settings.plan.sampler, Pushforward):
         raise ValueError(
             '`native=True` takes sampler="pushforward". '
-            f"Received: sampler={settings.sampler!r}"
+            f"Received: sampler={settings.plan.sampler!r}"
         )
     variables = [_variable(value) for value in weights]
     decoder_variables = [_variable(value) for value in decoder_weights]
     return ServedModel(
-        model,
-        _of_rows(flow_map, variables),
+        flow,
+        {name: _of_rows(function, variables) for name, function in functions.items()},
         settings,
         [*variables, *decoder_variables],
         None if decode is None else _of_rows(decode, decoder_variables),

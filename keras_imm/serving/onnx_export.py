@@ -1,15 +1,15 @@
 """Exporting `generate_from_noise` to ONNX, through TensorFlow, from any backend."""
 
-import dataclasses
 import os
 import pathlib
 
-import keras
-
+from keras_imm import backend
 from keras_imm.atomic import atomic_file
-from keras_imm.imm import IMM
+from keras_imm.flow_map import FlowMap
+from keras_imm.model import FlowMapModel
+from keras_imm.samplers import SamplingPlan
 from keras_imm.serving import child_process
-from keras_imm.serving.checks import check_model
+from keras_imm.serving.checks import checked_model
 from keras_imm.serving.settings import Settings
 from keras_imm.validation import check_integer
 
@@ -17,15 +17,17 @@ _OPSET = 18
 
 
 def export_onnx(
-    model: IMM | str | os.PathLike,
+    model: FlowMapModel | str | os.PathLike,
     path: str | os.PathLike,
     num_steps: int = 2,
     guidance_scale: float | None = None,
     *,
-    time_grid: object = "uniform",
+    time_grid: object = None,
     weights: str = "ema",
+    sampler: object = None,
+    guidance_interval: tuple[float, float] | None = None,
 ) -> pathlib.Path:
-    """Writes the pushforward sampler of a model as an ONNX file.
+    """Writes the sampler of a model as an ONNX file.
 
     The graph takes `noise` float32 (batch, H, W, C) of standard deviation 1 and, for a
     conditional model, `label` int32 (batch,), with any number of rows, and returns
@@ -33,12 +35,15 @@ def export_onnx(
     a guidance scale it takes `guidance_scale` float32 (batch,) as well.
 
     Args:
-        model: An `IMM`, or the path of one saved as `.keras`.
+        model: A `FlowMapModel`, or the path of one saved as `.keras`.
         path: The file to write; it replaces one that is there, when it is complete.
         num_steps: Network evaluations, a positive integer.
         guidance_scale: Weight of classifier-free guidance (Eq. 14), or None for none.
-        time_grid: As in `IMM.generate`.
+        time_grid: As in `FlowMapModel.generate`.
         weights: "ema" for the optimizer's averages, or "raw".
+        sampler: As in `FlowMapModel.generate`; one that takes no noise after the first,
+            such as "pushforward".
+        guidance_interval: As in `FlowMapModel.generate`.
 
     Returns:
         The path of the file.
@@ -61,28 +66,33 @@ def export_onnx(
     """
     check_integer("num_steps", num_steps, at_least=1)
     settings = Settings(
+        SamplingPlan(
+            sampler=sampler,
+            time_grid=time_grid,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            weights=weights,
+        ),
         num_steps=(num_steps,),
-        guidance_scale=guidance_scale,
-        time_grid=time_grid,
-        weights=weights,
     ).checked()
-    check_model(model)
+    model = checked_model(model)
+    settings = settings.completed(model.objective, model.flow)
+    if settings.plan.with_steps(num_steps).noises():
+        raise ValueError(
+            "`sampler` must take no noise after the first. "
+            f"Received: sampler={sampler!r}"
+        )
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if keras.backend.backend() == "tensorflow":
-        write(model, path, settings)
+    values = model.weights_for_sampling(weights)
+    if backend.name() == "tensorflow":
+        write(model.flow, values, path, settings)
     else:
-        arguments = {
-            "path": str(path.absolute()),
-            "settings": dataclasses.asdict(settings),
-        }
-        child_process.run("onnx", model, arguments)
+        child_process.run("onnx", model.flow, values, path, settings)
     return path
 
 
-def write(
-    model: IMM | str | os.PathLike, path: pathlib.Path, settings: Settings
-) -> None:
+def write(flow: FlowMap, values: list, path: pathlib.Path, settings: Settings) -> None:
     """Writes the file, in a process that computes with TensorFlow."""
     from keras_imm.serving import tensorflow_export
 
@@ -92,7 +102,7 @@ def write(
         raise ImportError(
             'ONNX takes tf2onnx: `pip install "keras_imm[serving]"`'
         ) from error
-    served = tensorflow_export.serve(tensorflow_export.load(model), settings)
+    served = tensorflow_export.serve(flow, values, settings)
     function, inputs = served.from_noise_unchecked()
     with atomic_file(path) as unfinished:
         tf2onnx.convert.from_function(

@@ -5,37 +5,38 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import keras
-
+from keras_imm import backend
 from keras_imm.atomic import atomic_directory, remove_unfinished
-from keras_imm.imm import IMM
+from keras_imm.model import FlowMapModel
+from keras_imm.samplers import SamplingPlan
 from keras_imm.serving import child_process, server_files
-from keras_imm.serving.checks import check_latents, check_model
+from keras_imm.serving.checks import check_latents, checked_model
 from keras_imm.serving.settings import Settings
 from keras_imm.validation import check_boolean, check_integer
 
 
 def export_saved_model(
-    model: IMM | str | os.PathLike,
+    model: FlowMapModel | str | os.PathLike,
     directory: str | os.PathLike,
     num_steps: int | Sequence[int] = (1, 2, 8),
     guidance_scale: float | None = None,
     latents: Any = None,
     *,
     default_num_steps: int | None = None,
-    sampler: str = "pushforward",
-    time_grid: Any = "uniform",
+    sampler: Any = None,
+    time_grid: Any = None,
     weights: str = "ema",
     value_range: tuple[float, float] = (-1.0, 1.0),
     signatures: Sequence[str] | None = None,
     version: int | None = None,
     warmup: bool | None = None,
     native: bool = False,
+    guidance_interval: tuple[float, float] | None = None,
 ) -> pathlib.Path:
     """Writes a model as a SavedModel that TF Serving can serve.
 
     The export runs through TensorFlow: in this process under the TensorFlow backend,
-    otherwise in a child process that loads a saved copy of the model. TensorFlow must
+    otherwise in a child process that loads a copy of the flow map. TensorFlow must
     be installed. The folder appears whole or not at all.
 
     Every signature takes rows, as many as it is given, and answers for each row alone:
@@ -45,7 +46,8 @@ def export_saved_model(
     - `serving_png`: the same -> `image_bytes`, a PNG file.
     - `generate_<n>_steps`: the same with n steps.
     - `generate_from_noise`: `noise` float32 (H, W, C), `label` -> `image` float32 in
-      the range of `model.generate(noise=...)`, which it equals. Pushforward only.
+      the range of `model.generate(noise=...)`, which it equals. Only with samplers
+      that take no noise after the first, such as "pushforward".
     - `flow_map`: `x_t`, `t`, `s`, `label` -> `x_s`, one jump.
     - `decode`, with an autoencoder: `latents` -> `image` uint8.
 
@@ -56,7 +58,7 @@ def export_saved_model(
     as `generate` does to what half precision rounds.
 
     Args:
-        model: An `IMM`, or the path of one saved as `.keras`.
+        model: A `FlowMapModel`, or the path of one saved as `.keras`.
         directory: Folder of the served model; this export becomes its subfolder
             `<version>`. With it come `models.config` and `batching_parameters.txt`.
         num_steps: Step counts to export, positive.
@@ -65,9 +67,10 @@ def export_saved_model(
             makes, or None for pixels.
         default_num_steps: The step count of the signatures that do not name one.
             Default: 2 if it is exported, otherwise the first.
-        sampler: "pushforward" or "restart".
-        time_grid: As in `IMM.generate`. A list of eta has a number of steps of its own,
-            which must then be the only one of `num_steps`.
+        sampler: As in `FlowMapModel.generate`. Default of this and of `time_grid`: the
+            objective's.
+        time_grid: As in `FlowMapModel.generate`. A list of eta has a number of steps of
+            its own, which must then be the only one of `num_steps`.
         weights: "ema" for the optimizer's averages, or "raw".
         value_range: Values of the model's range that become the bytes 0 and 255.
         signatures: Names of the signatures to export. Default: all.
@@ -77,6 +80,7 @@ def export_saved_model(
             installed.
         native: Under JAX, whether to put what JAX compiles into the SavedModel, by
             jax2tf, in place of TensorFlow's operations. Converters cannot read it.
+        guidance_interval: As in `FlowMapModel.generate`.
 
     Returns:
         Path of the version's folder.
@@ -96,26 +100,30 @@ def export_saved_model(
     """
     directory = pathlib.Path(directory)
     settings = Settings(
+        SamplingPlan(
+            sampler=sampler,
+            time_grid=time_grid,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            weights=weights,
+        ),
         num_steps=num_steps,
         default_num_steps=default_num_steps,
-        guidance_scale=guidance_scale,
-        sampler=sampler,
-        time_grid=time_grid,
         value_range=value_range,
-        weights=weights,
         signatures=signatures,
         warmup=warmup,
     ).checked()
     check_boolean("native", native)
-    if native and keras.backend.backend() != "jax":
+    if native and backend.name() != "jax":
         raise ValueError(
             "`native=True` is for the JAX backend. Received: backend="
-            f"{keras.backend.backend()!r}"
+            f"{backend.name()!r}"
         )
     if version is not None:
         check_integer("version", version, at_least=1)
-    check_model(model)
+    model = checked_model(model)
     check_latents(latents, model)
+    settings = settings.completed(model.objective, model.flow)
     directory.mkdir(parents=True, exist_ok=True)
     remove_unfinished(directory, ended=True)
     if version is not None and version in _versions(directory):
@@ -129,12 +137,15 @@ def export_saved_model(
         return chosen[-1]
 
     with atomic_directory(chosen[0] if version else next_version) as folder:
-        if keras.backend.backend() == "tensorflow" or native:
+        values = model.weights_for_sampling(weights)
+        if backend.name() == "tensorflow" or native:
             from keras_imm.serving import tensorflow_export
 
-            tensorflow_export.write(model, folder, settings, latents)
+            tensorflow_export.write(model.flow, values, folder, settings, latents)
         else:
-            child_process.export(model, folder, settings, latents)
+            child_process.run(
+                "saved_model", model.flow, values, folder, settings, latents
+            )
     server_files.write_configuration(directory)
     return chosen[-1]
 

@@ -1,39 +1,32 @@
 """What an export is asked for, checked before anything is computed."""
 
 import dataclasses
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from keras_imm import samplers
-from keras_imm.validation import check_boolean, check_choice, check_integer
+from keras_imm.flow_map import FlowMap
+from keras_imm.samplers import SamplingPlan
+from keras_imm.validation import check_boolean, check_integer
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How an exported model samples, as JSON can hold it.
+    """How an exported model samples.
 
     Attributes:
+        plan: How to sample, whatever the number of steps.
         num_steps: Step counts to export, each once.
         default_num_steps: The one of the signatures that do not name one.
-        guidance_scale: Weight of classifier-free guidance, or None for none.
-        sampler: "pushforward" or "restart".
-        time_grid: "uniform", "edm" or a list of eta.
         value_range: Values of the model's range that become the bytes 0 and 255.
-        weights: "ema" or "raw".
         signatures: Names of the signatures to export, or None for all.
         warmup: Whether to write requests to warm up with; None if it can be done.
     """
 
+    plan: SamplingPlan
     num_steps: tuple[int, ...] = (1, 2, 8)
     default_num_steps: int | None = None
-    guidance_scale: float | None = None
-    sampler: str = "pushforward"
-    time_grid: str | tuple[float, ...] = "uniform"
     value_range: tuple[float, float] = (-1.0, 1.0)
-    weights: str = "ema"
     signatures: tuple[str, ...] | None = None
     warmup: bool | None = None
 
@@ -60,43 +53,48 @@ class Settings:
                 f"`default_num_steps` must be one of {', '.join(map(str, steps))}. "
                 f"Received: default_num_steps={default!r}"
             )
-        check_choice("sampler", self.sampler, samplers.SAMPLERS)
-        check_choice("weights", self.weights, ("ema", "raw"))
         if self.warmup is not None:
             check_boolean("warmup", self.warmup)
+        for count in steps:
+            self.plan.with_steps(count)
+        scale = self.plan.guidance_scale
         return dataclasses.replace(
             self,
+            plan=dataclasses.replace(
+                self.plan, guidance_scale=None if scale is None else float(scale)
+            ),
             num_steps=tuple(int(count) for count in steps),
             default_num_steps=int(default),
-            guidance_scale=_checked_scale(self.guidance_scale),
-            time_grid=_checked_grid(self.time_grid, steps),
             value_range=_checked_range(self.value_range),
             signatures=_checked_names(self.signatures),
         )
 
+    def completed(self, objective: Any, flow: FlowMap) -> "Settings":
+        """Checked settings with what a model's objective says of sampling.
 
-def _checked_scale(scale: Any) -> float | None:
-    if scale is None:
-        return None
-    if not isinstance(scale, (int, float, np.number)) or not math.isfinite(scale):
-        raise ValueError(
-            "`guidance_scale` must be a finite number or None. "
-            f"Received: guidance_scale={scale!r}"
-        )
-    return float(scale)
+        Raises:
+            ValueError: If the flow map cannot be sampled so.
+        """
+        plan = self.plan.completed(objective)
+        for count in self.num_steps:
+            plan.with_steps(count).check(flow)
+        return dataclasses.replace(self, plan=plan)
 
+    def plans(self) -> dict[int, SamplingPlan]:
+        """The plan of every number of steps."""
+        return {count: self.plan.with_steps(count) for count in self.num_steps}
 
-def _checked_grid(grid: Any, steps: Sequence[int]) -> str | tuple[float, ...]:
-    if isinstance(grid, str):
-        check_choice("time_grid", grid, samplers.TIME_GRIDS)
-        return grid
-    grid = _numbers("time_grid", grid, "a name or a list of numbers")
-    if set(steps) != {len(grid) + 1}:
-        raise ValueError(
-            f"`time_grid` as a list of {len(grid)} makes {len(grid) + 1} steps: "
-            f"`num_steps` must be {len(grid) + 1}. Received: num_steps={steps!r}"
-        )
-    return grid
+    def get_config(self) -> dict:
+        """The settings as JSON can hold them."""
+        fields = (field.name for field in dataclasses.fields(self))
+        config = {name: getattr(self, name) for name in fields}
+        return config | {"plan": self.plan.get_config()}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "Settings":
+        """The checked settings that `get_config` described."""
+        plan = SamplingPlan.from_config(config["plan"])
+        return cls(**config | {"plan": plan}).checked()
 
 
 def _numbers(name: str, values: Any, allowed: str) -> tuple[float, ...]:

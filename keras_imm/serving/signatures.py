@@ -11,52 +11,80 @@ import tensorflow as tf
 from absl import logging
 
 from keras_imm import samplers
-from keras_imm.imm import IMM
+from keras_imm.flow_map import FlowMap
 from keras_imm.serving.row_noise import row_normal
 from keras_imm.serving.settings import Settings
 
-# (x, t, s, label or None, guidance scale or None) -> x_s, on TensorFlow tensors.
-FlowMap = Callable[..., Any]
+
+class ServedNetwork:
+    """What a sampler is handed in a served graph: see `keras_imm.flow_map.Network`.
+
+    The functions are shared, so that the graph holds each once, however many steps and
+    signatures call it.
+    """
+
+    def __init__(
+        self, flow: FlowMap, functions: dict[str, Any], label: Any, guidance_scale: Any
+    ):
+        self._functions = functions
+        self._rest = label, guidance_scale
+        self._rank = len(flow.data_shape)
+        for name in (
+            *("schedule", "parameterization", "sigma_data"),
+            *("min_time", "max_time", "null_label", "coefficients"),
+        ):
+            setattr(self, name, getattr(flow, name))
+
+    def flow_map(self, x: Any, t: Any, s: Any) -> Any:
+        return self._call("flow_map", x, t, s)
+
+    def output(self, x: Any, t: Any, s: Any) -> Any:
+        return self._call("output", x, t, s)
+
+    def velocity(self, x: Any, t: Any) -> Any:
+        return self._call("velocity", x, t)
+
+    def _call(self, name: str, x: Any, *times: Any) -> Any:
+        batch = tf.shape(x)[:1]
+        times = (tf.broadcast_to(tf.cast(time, x.dtype), batch) for time in times)
+        label, scale = self._rest
+        if scale is not None:
+            scale = tf.broadcast_to(tf.cast(scale, x.dtype), batch)
+            scale = tf.reshape(scale, (-1,) + (1,) * self._rank)
+        return self._functions[name](x, *times, label, scale)
 
 
 class ServedModel:
     """The functions of a SavedModel and the weights that they share.
 
     Args:
-        model: A built `IMM`, of which only shapes and times are used.
-        flow_map: Its flow map.
-        settings: Checked `Settings`.
-        variables: The `tf.Variable`s that both functions use.
+        flow: A built flow map, of which only shapes and times are used.
+        functions: Its "flow_map", "output" and "velocity" as functions of TensorFlow's
+            tensors: of x, times, label or None, and guidance scale or None.
+        settings: Completed `Settings`.
+        variables: The `tf.Variable`s that all functions use.
         decode: Function from a model's latents to images in [-1, 1], or None for
             models of pixels.
     """
 
     def __init__(
         self,
-        model: IMM,
-        flow_map: FlowMap,
+        flow: FlowMap,
+        functions: dict[str, Callable],
         settings: Settings,
         variables: Sequence[tf.Variable],
         decode: Callable | None = None,
     ):
-        self._model = model
+        self._flow = flow
         self._settings = settings
-        # Functions of their own, so that the graph holds each once, however many
-        # signatures and steps call it.
-        self._flow_map = tf.function(flow_map, autograph=False)
+        self._functions = {
+            name: tf.function(function, autograph=False)
+            for name, function in functions.items()
+        }
         self._decode = decode and tf.function(decode, autograph=False)
         self._row_normal = tf.function(row_normal, autograph=False)
         self._variables = list(variables)
-        self._times = {
-            steps: samplers.time_grid(
-                settings.time_grid,
-                steps,
-                model.schedule,
-                model.min_time,
-                model.max_time,
-            )
-            for steps in settings.num_steps
-        }
+        self._plans = settings.plans()
 
     # -- Signatures
 
@@ -92,7 +120,7 @@ class ServedModel:
 
     def _known(self) -> dict[str, tuple]:
         default = self._settings.default_num_steps
-        scale = self._settings.guidance_scale
+        scale = self._settings.plan.guidance_scale
 
         def serve(seed, label=None, guidance_scale=scale, num_steps=default):
             return {"image": self._images(seed, label, guidance_scale, num_steps)}
@@ -107,7 +135,7 @@ class ServedModel:
         def flow_map(x_t, t, s, label=None, guidance_scale=None):
             label = self._checked_label(label)
             t, s = _checked_times(t, s)
-            return {"x_s": self._jump(x_t, t, s, label, guidance_scale)}
+            return {"x_s": self._network(label, guidance_scale).flow_map(x_t, t, s)}
 
         seed = tf.TensorSpec([None], tf.int64, name="seed")
         known = {
@@ -115,7 +143,7 @@ class ServedModel:
         }
         if self._has_pictures():
             known["serving_png"] = (serve_png, [seed, *self._label()])
-        if self._settings.sampler == "pushforward":  # the other takes fresh noise
+        if not self._plans[default].noises():  # the others take fresh noise
             known["generate_from_noise"] = (
                 from_noise,
                 self._noise_inputs(),
@@ -136,7 +164,7 @@ class ServedModel:
 
     def _has_pictures(self) -> bool:
         """Whether PNG files can hold what the model makes."""
-        shape = self._model.data_shape
+        shape = self._flow.data_shape
         return self._decode is not None or (
             len(shape) == 3 and shape[-1] in (1, 2, 3, 4)
         )
@@ -161,21 +189,21 @@ class ServedModel:
         return [self._data("noise"), *self._label(), *self._guidance()]
 
     def _data(self, name: str) -> tf.TensorSpec:
-        return tf.TensorSpec([None, *self._model.data_shape], tf.float32, name=name)
+        return tf.TensorSpec([None, *self._flow.data_shape], tf.float32, name=name)
 
     def _label(self) -> list[tf.TensorSpec]:
-        conditional = self._model.num_classes > 0
+        conditional = self._flow.num_classes > 0
         return [tf.TensorSpec([None], tf.int32, name="label")] * conditional
 
     def _guidance(self) -> list[tf.TensorSpec]:
-        compiled_in = self._settings.guidance_scale is not None
+        compiled_in = self._settings.plan.guidance_scale is not None
         return [tf.TensorSpec([None], tf.float32, name="guidance_scale")] * compiled_in
 
     def _checked_label(self, label: Any) -> Any:
         """The label, once it is known to be one: INVALID_ARGUMENT otherwise."""
         if label is None:
             return None
-        last = self._model.num_classes
+        last = self._flow.num_classes
         message = f"`label` must be in [0, {last}], where {last} is no class. Received:"
         known = tf.reduce_all((label >= 0) & (label <= last))
         with tf.control_dependencies([tf.debugging.Assert(known, [message, label])]):
@@ -189,7 +217,7 @@ class ServedModel:
         return self._to_uint8(self._sample(noise, label, guidance_scale, steps, seed))
 
     def _noise(self, seed: Any, stream: int) -> Any:
-        shape = self._model.data_shape
+        shape = self._flow.data_shape
         rows = self._row_normal(seed, math.prod(shape), stream)
         return tf.reshape(rows, (-1, *shape))
 
@@ -197,29 +225,26 @@ class ServedModel:
         self, noise: Any, label: Any, guidance_scale: Any, steps: int, seed: Any = None
     ) -> Any:
         """The sampler of the settings, from noise of standard deviation 1."""
-        model = self._model
-        times = self._times[steps]
+        flow, plan = self._flow, self._plans[steps]
+        network = self._network(label, guidance_scale)
+        noises = plan.noises()
 
-        def step(x, t, s):
-            return self._jump(x, t, s, label, guidance_scale)
+        drawn = None
 
-        x = noise * model.sigma_data
-        if self._settings.sampler == "pushforward":
-            return samplers.pushforward(step, x, times)
+        def noise_at(i):
+            nonlocal drawn
+            if i < noises:
+                drawn = self._noise(seed, i + 1) * flow.sigma_data
+            return drawn
 
-        def renoise(i):
-            return self._noise(seed, i + 1) * model.sigma_data
+        def step(*state):
+            return plan.sampler.step(network, *state)
 
-        return samplers.restart(step, x, times, model.schedule, renoise)
+        times = plan.times(flow).astype("float32")
+        return samplers.walk(step, noise * flow.sigma_data, times, noise_at)
 
-    def _jump(self, x: Any, t: Any, s: Any, label: Any, guidance_scale: Any) -> Any:
-        batch = tf.shape(x)[:1]
-        t, s = (tf.broadcast_to(tf.cast(time, x.dtype), batch) for time in (t, s))
-        if guidance_scale is not None:
-            scale = tf.broadcast_to(tf.cast(guidance_scale, x.dtype), batch)
-            rows = (-1,) + (1,) * len(self._model.data_shape)
-            guidance_scale = tf.reshape(scale, rows)
-        return self._flow_map(x, t, s, label, guidance_scale)
+    def _network(self, label: Any, guidance_scale: Any) -> ServedNetwork:
+        return ServedNetwork(self._flow, self._functions, label, guidance_scale)
 
     def _decoded(self, latents: Any) -> dict[str, Any]:
         return {"image": self._to_uint8(latents)}

@@ -1,5 +1,6 @@
 """What is particular to JAX."""
 
+from keras_imm.backend.attention import fused_attention as dot_product_attention
 from keras_imm.backend.jax import processes
 from keras_imm.backend.jax.compilation import (
     compile_function,
@@ -10,7 +11,6 @@ from keras_imm.backend.jax.compilation import (
 from keras_imm.backend.jax.devices import device_kind, multiplies_in_tf32
 from keras_imm.backend.jax.model import TrainableModel
 from keras_imm.backend.jax.train_step import TrainStep
-from keras_imm.backend.attention import fused_attention as dot_product_attention
 
 __all__ = [
     "TrainStep",

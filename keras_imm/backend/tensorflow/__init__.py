@@ -1,5 +1,6 @@
 """What is particular to TensorFlow."""
 
+from keras_imm.backend.attention import plain_attention as dot_product_attention
 from keras_imm.backend.tensorflow import processes
 from keras_imm.backend.tensorflow.compilation import (
     compile_function,
@@ -10,7 +11,6 @@ from keras_imm.backend.tensorflow.compilation import (
 from keras_imm.backend.tensorflow.devices import device_kind, multiplies_in_tf32
 from keras_imm.backend.tensorflow.model import TrainableModel
 from keras_imm.backend.tensorflow.train_step import TrainStep
-from keras_imm.backend.attention import plain_attention as dot_product_attention
 
 __all__ = [
     "TrainStep",

@@ -85,7 +85,9 @@ class TrainStep:
         losses = loss, dict(zip(names, others, strict=False))
         return losses, [g / steps for g in gradients]
 
-    def _loss_and_gradients(self, batch: Any, trainable: list, iterations: Any) -> tuple:
+    def _loss_and_gradients(
+        self, batch: Any, trainable: list, iterations: Any
+    ) -> tuple:
         # Outside the tape: the target keeps no activations.
         target = self._batch_loss.target(batch, iterations)
         weights = [v.value for v in trainable]

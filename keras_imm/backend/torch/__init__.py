@@ -1,16 +1,16 @@
 """What is particular to PyTorch."""
 
+from keras_imm.backend.attention import fused_attention as dot_product_attention
 from keras_imm.backend.torch import processes
+from keras_imm.backend.torch.devices import device_kind, multiplies_in_tf32
 from keras_imm.backend.torch.graphs import (
     compile_function,
     compiles_loops,
     jvp,
     optimization_barrier,
 )
-from keras_imm.backend.torch.devices import device_kind, multiplies_in_tf32
 from keras_imm.backend.torch.model import TrainableModel
 from keras_imm.backend.torch.train_step import TrainStep
-from keras_imm.backend.attention import fused_attention as dot_product_attention
 
 __all__ = [
     "TrainStep",

@@ -37,9 +37,7 @@ def _is_adam(optimizer: Any) -> bool:
 def _update_averages(optimizer: Any, each: Callable, variables: list) -> None:
     """What Keras's own `each` computes, with its rounding."""
     of_weight = {id(w): a for w, a in keras_private.moving_averages(optimizer)}
-    pairs = [
-        (v.value, of_weight[id(v)].value) for v in variables if id(v) in of_weight
-    ]
+    pairs = [(v.value, of_weight[id(v)].value) for v in variables if id(v) in of_weight]
     dtypes = {value.dtype for pair in pairs for value in pair}
     if len(dtypes) != 1:
         each(variables)
