@@ -1,7 +1,8 @@
 """What was saved before the redesign loads, and makes and answers what it did then.
 
 data/make_witness.py says how the files came about, witness.py what was asked. The
-library that wrote them gives the same bits again under the backend that wrote.
+library that wrote them gives the same bits again under the backend that wrote, or, of
+PyTorch's convolutions on other numbers of threads, one unit in the last place away.
 """
 
 import gzip

@@ -4,10 +4,11 @@
 
 Run once under each backend at commit 92b4285, and never again: files that a later
 commit wrote would bear witness to nothing. It stays to say how they came about, with
-Keras 3.15.1, TensorFlow 2.21.0, JAX 0.10.2, PyTorch 2.13.0 and public API alone: `IMM`, `backbones`, `time_mappings`, `weightings`,
-`kernels`, `augmentation`, `optimizers`, `fit`, `evaluate`, `generate`, `flow_map`,
-`save`, `save_weights`, `callbacks.TrainingCheckpoint`, `serving.export_saved_model` and
-`serving.export_onnx`. What is asked of the models is in tests/witness.py.
+Keras 3.15.1, TensorFlow 2.21.0, JAX 0.10.2, PyTorch 2.13.0 and public API alone:
+`IMM`, `backbones`, `time_mappings`, `weightings`, `kernels`, `augmentation`,
+`optimizers`, `fit`, `evaluate`, `generate`, `flow_map`, `save`, `save_weights`,
+`callbacks.TrainingCheckpoint`, `serving.export_saved_model`, `serving.export_onnx`.
+What is asked of the models is in tests/witness.py.
 
 - model.keras, model.weights.h5.gz: a trained conditional DiT, with optimizer and random
   state. A .keras file is a zip, here with compression, which Keras leaves out.
