@@ -6,7 +6,7 @@ import pathlib
 
 import keras
 
-from keras_imm.atomic import atomic_file
+from keras_imm.files.atomic import atomic_file
 from keras_imm.imm import IMM
 from keras_imm.serving import child_process
 from keras_imm.serving.checks import check_model

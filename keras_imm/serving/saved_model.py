@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_imm.atomic import atomic_directory, remove_unfinished
+from keras_imm.files.atomic import atomic_directory, remove_unfinished
 from keras_imm.imm import IMM
 from keras_imm.serving import child_process, server_files
 from keras_imm.serving.checks import check_latents, check_model

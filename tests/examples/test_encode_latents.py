@@ -64,7 +64,8 @@ def contents(folder):
 
 def whole(folder):
     """But for what a killed process was writing."""
-    return {n: c for n, c in contents(folder).items() if not n.endswith(".tmp")}
+    found = contents(folder).items()
+    return {n: c for n, c in found if not n.startswith(".unfinished-")}
 
 
 def block_means(images):

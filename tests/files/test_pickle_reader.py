@@ -7,7 +7,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from keras_imm.checkpoints.pickle_reader import (
+from keras_imm.files.pickle_reader import (
     Buffer,
     Call,
     Name,
