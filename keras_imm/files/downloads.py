@@ -37,7 +37,7 @@ def fetch_from_hub(
         return _by_hand(url, usage.format(repr(os.path.basename(filename))))
 
     try:
-        import huggingface_hub
+        import huggingface_hub.errors
     except ImportError as error:
         raise OSError(
             f"{what} is fetched with huggingface_hub: "

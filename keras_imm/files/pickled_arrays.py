@@ -180,6 +180,12 @@ def _encoded(arguments, _):
     return text.encode(encoding)
 
 
+def _no_bytes(arguments, _):
+    """How no bytes at all come back from the protocols that had none."""
+    () = arguments
+    return b""
+
+
 def _ordered(arguments, _):
     """How Python 2 wrote an `OrderedDict`: as a list of its items."""
     (pairs,) = arguments
@@ -212,6 +218,7 @@ _MADE_BY = {
     ),
     Name("numpy", "dtype"): _dtype,
     Name("_codecs", "encode"): _encoded,
+    Name("__builtin__", "bytes"): _no_bytes,
     Name("collections", "OrderedDict"): _ordered,
     Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
 }
