@@ -31,6 +31,7 @@ import keras_imm
 import keras_imm.datasets
 import keras_imm.latents
 from keras_imm.datasets import CorruptRecordError
+from keras_imm.files.checksum import sha256
 from keras_imm.latents import hub, shard_files
 
 FLAGS = flags.FLAGS
@@ -114,7 +115,7 @@ def vae_identity():
     """The same for the same weights, wherever their file is."""
     if FLAGS.vae in ("tiny", "keras_cv"):
         return FLAGS.vae
-    return f"sha256:{shard_files.sha256(hub.find(FLAGS.vae))}"
+    return f"sha256:{sha256(hub.find(FLAGS.vae))}"
 
 
 def open_source():

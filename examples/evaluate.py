@@ -22,7 +22,6 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import pathlib
@@ -38,6 +37,8 @@ import keras_imm
 import keras_imm.latents
 from keras_imm import distribution, metrics
 from keras_imm.callbacks import pixels_to_uint8
+from keras_imm.files.atomic import atomic_file, write_text
+from keras_imm.files.checksum import sha256
 from keras_imm.metrics.reference_statistics import named_features
 
 FLAGS = flags.FLAGS
@@ -247,8 +248,7 @@ def identity(path):
     """The same for the same file, wherever it is."""
     if not os.path.isfile(path):
         return path
-    with open(path, "rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return f"sha256:{sha256(path)}"
 
 
 def claim_folder(out, chief):
@@ -260,7 +260,7 @@ def claim_folder(out, chief):
     path = out / "settings.json"
     if chief and not any(itertools.chain(out.glob("reference*"), out.glob("steps*/*"))):
         out.mkdir(parents=True, exist_ok=True)
-        evaluation.write_text(path, json.dumps(settings, indent=2) + "\n")
+        write_text(path, json.dumps(settings, indent=2) + "\n")
     evaluation.wait_for(path.exists, str(path))
     earlier = json.loads(path.read_text())
     for name, value in settings.items():
@@ -295,8 +295,8 @@ def save_samples(out, run, setting):
         arrays = [run.kept_images(setting)]
         if run.images.model.num_classes:
             arrays.append(run.images.labels(range(run.num_images)))
-        with evaluation.replaced(path) as file:
-            np.savez(file, *arrays)
+        with atomic_file(path) as unfinished:
+            np.savez(unfinished, *arrays)
         run.forget_images(setting)
 
 
@@ -311,7 +311,7 @@ def report(out, rows, names):
         "keras_imm": keras_imm.__version__,
         "results": rows,
     }
-    evaluation.write_text(out / "metrics.json", json.dumps(content, indent=2) + "\n")
+    write_text(out / "metrics.json", json.dumps(content, indent=2) + "\n")
     metric = names.get("frechet", "frechet")
     evaluation_report.draw_quality(out / "quality.png", rows, metric)
 

@@ -4,20 +4,19 @@ Images are numbered. The noise and the label of image i depend on the seed and i
 so batches, devices, processes and interruptions change none of them.
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_imm import samplers
+from keras_imm.files.atomic import atomic_file, write_text
 from keras_imm.metrics import ReferenceStatistics, SampleQuality
 from keras_imm.metrics.reference_statistics import named_features
 
@@ -251,9 +250,8 @@ class Evaluation:
         path = folder / "images.npy"
         if self.is_chief and not path.exists():
             shape = (self.num_images, *shape)
-            unfinished = folder / ".unfinished-images.npy"
-            np.lib.format.open_memmap(unfinished, "w+", "uint8", shape).flush()
-            unfinished.rename(path)
+            with atomic_file(path) as unfinished:
+                np.lib.format.open_memmap(unfinished, "w+", "uint8", shape).flush()
         wait_for(path.exists, "the first process's images")
         return np.lib.format.open_memmap(path, "r+")
 
@@ -273,8 +271,8 @@ class Evaluation:
 
     def _save(self, path, quality, done, seconds):
         state = {"done": np.array(done), "seconds": np.array(seconds)}
-        with replaced(path) as file:
-            np.savez(file, **state, **quality.state())
+        with atomic_file(path) as unfinished:
+            np.savez(unfinished, **state, **quality.state())
 
     def _merged(self, folder):
         """The quality of all processes' images, and the seconds of all."""
@@ -298,23 +296,6 @@ def _done(path):
         return -1
     with np.load(path) as file:
         return int(file["done"])
-
-
-@contextlib.contextmanager
-def replaced(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of another once it is whole and on the disk."""
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    with open(unfinished, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    with replaced(path) as file:
-        file.write(text.encode())
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:

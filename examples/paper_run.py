@@ -23,7 +23,7 @@ from absl import app, flags
 
 import keras_imm
 from keras_imm import callbacks, distribution, recipes
-from keras_imm.atomic import atomic_directory
+from keras_imm.files.atomic import atomic_directory
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(

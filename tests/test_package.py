@@ -19,7 +19,7 @@ BACKENDS = ("jax", "tensorflow", "torch")
 
 # A room imports only rooms of lower floors, and itself.
 FLOORS = {
-    "atomic": 0,
+    "files": 0,
     "precision": 0,
     "registry": 0,
     "seeds": 0,
@@ -46,7 +46,7 @@ FLOORS = {
     "generation": 3.5,
     "imm": 4,
     "recipes": 5,
-    "checkpoints": 5,
+    "checkpoints": 6,
     "serving": 5,
     "callbacks": 5,
 }

@@ -234,7 +234,11 @@ def test_describe(capsys):
     ],
 )
 def test_published_checkpoints_know_their_recipe(checkpoint, recipe):
-    checkpoint = PUBLISHED[checkpoint]
-    assert checkpoint.recipe == recipe
-    for name in ("second_time", "k", "min_gap", "a", "b", "label_dropout"):
-        assert getattr(checkpoint, name) == getattr(recipes.get(recipe), name)
+    published = PUBLISHED[checkpoint]
+    assert published.recipe == recipe
+    row = {name: values[COLUMNS.index(recipe)] for name, values in TABLE_5.items()}
+    arguments = published.arguments()
+    mapping, weighting = arguments.pop("time_mapping"), arguments.pop("weighting")
+    assert (mapping.k, mapping.min_gap) == (row["k"], row["min_gap"])
+    assert (weighting.a, weighting.b) == (row["a"], row["b"])
+    assert arguments == {name: row[name] for name in ("second_time", "label_dropout")}

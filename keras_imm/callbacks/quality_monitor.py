@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from keras_imm import distribution, metrics
-from keras_imm.atomic import synchronise
 from keras_imm.callbacks.sample_metrics import SampleMetrics, result_name
 from keras_imm.callbacks.steps import optimizer_step
+from keras_imm.files.atomic import atomic_files
 from keras_imm.validation import check_choice
 
 _MOST_PIXELS = 1024  # beyond, a Fréchet distance of pixels says little and takes long
@@ -198,23 +198,11 @@ class QualityMonitor(SampleMetrics):
     def _save(self, key: str) -> None:
         if self.save_best is None or not distribution.is_chief():
             return
-        folder = self.save_best.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = (self.save_best, self._record())
-        unfinished = [folder / f".unfinished-{path.name}" for path in paths]
-        model, record = unfinished
+        self.save_best.parent.mkdir(parents=True, exist_ok=True)
         values = {key: self.best[key], "step": self.best_step[key], **self._measured}
-        try:
+        with atomic_files(self.save_best, self._record()) as (model, record):
             self.model.save(model)
             record.write_text(json.dumps(values))
-            for path in unfinished:
-                synchronise(path)
-            for path, finished in zip(unfinished, paths, strict=True):
-                os.replace(path, finished)
-            synchronise(folder)
-        finally:
-            for path in unfinished:
-                path.unlink(missing_ok=True)
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:

@@ -14,8 +14,12 @@ import numpy as np
 from keras import ops
 
 from keras_imm import distribution
-from keras_imm.atomic import atomic_directory, remove_directory, remove_unfinished
 from keras_imm.callbacks import training_state
+from keras_imm.files.atomic import (
+    atomic_directory,
+    remove_directory,
+    remove_unfinished,
+)
 from keras_imm.validation import check_integer
 
 _FORMAT = 1

@@ -9,6 +9,8 @@ import zipfile
 
 import keras
 
+from keras_imm.files.atomic import atomic_file
+
 
 def save(model: keras.Model, path: str | os.PathLike) -> None:
     """Saves a model as `model.save(path)` does, with little memory.
@@ -36,12 +38,13 @@ def save(model: keras.Model, path: str | os.PathLike) -> None:
         "date_saved": datetime.datetime.now().strftime("%Y-%m-%d@%H:%M:%S"),
     }
     config = keras.saving.serialize_keras_object(model)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with (
+        tempfile.TemporaryDirectory(dir=path.parent) as folder,
+        atomic_file(path) as unfinished,
+    ):
         weights = pathlib.Path(folder) / "model.weights.h5"
-        whole = pathlib.Path(folder) / path.name
         model.save_weights(weights)
-        with zipfile.ZipFile(whole, "w") as archive:
+        with zipfile.ZipFile(unfinished, "w") as archive:
             archive.writestr("metadata.json", json.dumps(metadata))
             archive.writestr("config.json", json.dumps(config))
             archive.write(weights, weights.name)
-        whole.replace(path)

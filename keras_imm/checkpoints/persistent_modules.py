@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_imm.checkpoints.pickle_reader import Buffer, Call, Name, read_pickle
-from keras_imm.checkpoints.torch_storage import read_storage, view
+from keras_imm.files.pickle_reader import Buffer, Call, Name, read_pickle
+from keras_imm.files.torch_storage import read_storage, view
 
 _PERSISTENT = Name("torch_utils.persistence", "_reconstruct_persistent_obj")
 _PARAMETER = Name("torch._utils", "_rebuild_parameter")

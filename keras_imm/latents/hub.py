@@ -3,8 +3,7 @@
 import os
 import pathlib
 
-import keras
-
+from keras_imm.files.downloads import fetch_from_hub, fetch_url
 from keras_imm.latents.diffusers_weights import FILENAME, find_file
 
 PUBLISHED = ("sd-vae-ft-ema", "sd-vae-ft-mse")
@@ -53,26 +52,13 @@ def fetch(name: str) -> pathlib.Path:
     Raises:
         OSError: If it cannot be fetched; the message says what to download.
     """
-    repository = f"stabilityai/{name}"
-    by_hand = (
-        f"Without a connection: download https://huggingface.co/{repository}/resolve/"
-        f"main/{FILENAME} elsewhere, put it anywhere on this machine and give its "
-        f"path: StableDiffusionVAE.from_diffusers({FILENAME!r})."
+    return fetch_from_hub(
+        f"stabilityai/{name}",
+        [FILENAME],
+        what=f"Autoencoder {name!r}",
+        extra="latents",
+        usage="StableDiffusionVAE.from_diffusers({})",
     )
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise OSError(
-            f"Autoencoder {name!r} is fetched with huggingface_hub: "
-            f'`pip install "keras_imm[latents]"`. {by_hand}'
-        ) from error
-    try:
-        return pathlib.Path(huggingface_hub.hf_hub_download(repository, FILENAME))
-    except Exception as error:
-        # Its errors come from whichever HTTP library it was built on.
-        raise OSError(
-            f"Autoencoder {name!r} cannot be fetched: {error}\n{by_hand}"
-        ) from error
 
 
 def fetch_keras_cv(part: str) -> pathlib.Path:
@@ -87,12 +73,8 @@ def fetch_keras_cv(part: str) -> pathlib.Path:
     Raises:
         OSError: If it cannot be fetched; the message says what to download.
     """
-    url, checksum = KERAS_CV[part]
-    try:
-        return pathlib.Path(keras.utils.get_file(origin=url, file_hash=checksum))
-    except Exception as error:  # it raises Exception itself
-        raise OSError(
-            f"KerasCV's {part} cannot be fetched: {error}\nWithout a connection: "
-            f"download {url} elsewhere, put it anywhere on this machine and give its "
-            f"path: StableDiffusionVAE.from_keras_cv({part}_path=...)."
-        ) from error
+    return fetch_url(
+        *KERAS_CV[part],
+        what=f"KerasCV's {part}",
+        usage=f"StableDiffusionVAE.from_keras_cv({part}_path={{}})",
+    )

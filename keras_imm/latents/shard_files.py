@@ -14,16 +14,20 @@ A shard counts when its `.json` is there, which is written last. Shards do not d
 how many processes wrote them.
 """
 
-import hashlib
 import json
 import os
 import pathlib
-import secrets
 from typing import Any
 
 import numpy as np
 
-from keras_imm.atomic import synchronise
+from keras_imm.files.atomic import (
+    atomic_file,
+    remove_unfinished,
+    write_json,
+    write_json_once,
+)
+from keras_imm.files.checksum import sha256
 
 FORMAT = "keras_imm latent shards"
 VERSION = 1
@@ -107,7 +111,7 @@ def claim_folder(folder: str | os.PathLike, settings: dict[str, Any]) -> None:
     path = pathlib.Path(folder) / SETTINGS
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        _write_once(path, _json(settings))
+        write_json_once(path, settings)
     check_settings(folder, settings)
 
 
@@ -127,19 +131,16 @@ def write_shard(
     """
     folder = pathlib.Path(folder)
     path = folder / f"{shard_name(number)}.npy"
-    for left_over in folder.glob(f"{shard_name(number)}.*.tmp"):
-        left_over.unlink(missing_ok=True)
-    temporary = _write_temporary(
-        path, lambda file: np.save(file, records, allow_pickle=False)
-    )
-    entry = {
-        "file": path.name,
-        "records": len(records),
-        "bytes": temporary.stat().st_size,
-        "sha256": sha256(temporary),
-        "skipped": skipped or {},
-    }
-    _rename(temporary, path)
+    remove_unfinished(folder, stem=shard_name(number))
+    with atomic_file(path) as unfinished:
+        np.save(unfinished, records, allow_pickle=False)
+        entry = {
+            "file": path.name,
+            "records": len(records),
+            "bytes": unfinished.stat().st_size,
+            "sha256": sha256(unfinished),
+            "skipped": skipped or {},
+        }
     write_json(path.with_suffix(".json"), entry)
 
 
@@ -243,56 +244,9 @@ def damaged_shards(folder: str | os.PathLike) -> list[str]:
     return damaged
 
 
-def sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_json(path: str | os.PathLike) -> Any:
     """Reads a JSON file; ValueError names it where it is none."""
     try:
         return json.loads(pathlib.Path(path).read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error
-
-
-def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Writes a JSON file: whole, or not at all if the process dies."""
-    path = pathlib.Path(path)
-    _rename(_write_temporary(path, _json(content)), path)
-
-
-def _json(content):
-    text = json.dumps(content, indent=1) + "\n"
-    return lambda file: file.write(text.encode())
-
-
-def _write_once(path, write):
-    """Leaves the file alone if another process is first."""
-    temporary = _write_temporary(path, write)
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without links
-        os.replace(temporary, path)
-    temporary.unlink(missing_ok=True)
-
-
-def _write_temporary(path, write):
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:  # a full disk does not say which
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    return temporary
-
-
-def _rename(temporary, path):
-    os.replace(temporary, path)
-    synchronise(path.parent)

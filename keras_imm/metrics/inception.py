@@ -1,6 +1,5 @@
 """The network that the FID is defined on."""
 
-import hashlib
 import os
 import pathlib
 import warnings
@@ -11,9 +10,11 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from keras_imm.files.checksum import sha256
+from keras_imm.files.downloads import fetch_url
+from keras_imm.files.pickled_arrays import load_torch
 from keras_imm.metrics import inception_blocks as blocks
 from keras_imm.metrics.checks import check_images
-from keras_imm.metrics.restricted_pickle import read_torch
 from keras_imm.validation import check_integer
 
 FILENAME = "weights-inception-2015-12-05-6726825d.pth"
@@ -139,23 +140,13 @@ def fetch() -> pathlib.Path:
     Raises:
         OSError: If they cannot be fetched, or are not what was published.
     """
-    by_hand = (
-        f"Without a connection: download {URL} elsewhere, put it anywhere on this "
-        f"machine and give its path: InceptionV3(weights={FILENAME!r})."
+    return fetch_url(
+        URL,
+        CHECKSUM,
+        what="The file of InceptionV3's weights",
+        usage="InceptionV3(weights={})",
+        cache_subdir="models",
     )
-    try:
-        path = pathlib.Path(keras.utils.get_file(FILENAME, URL, cache_subdir="models"))
-    except Exception as error:  # it raises Exception itself
-        raise OSError(
-            f"The weights of InceptionV3 cannot be fetched: {error}\n{by_hand}"
-        ) from error
-    digest = _digest(path)
-    if not digest.startswith(CHECKSUM):
-        raise OSError(
-            f"{path} is damaged: its SHA-256 begins with {digest[:8]}, not with "
-            f"{CHECKSUM}. Delete it to fetch it again. {by_hand}"
-        )
-    return path
 
 
 def find_file(weights: Any) -> pathlib.Path:
@@ -165,7 +156,7 @@ def find_file(weights: Any) -> pathlib.Path:
             f'`weights` must be "fid", None or the path of {FILENAME}. '
             f"Received: weights={weights!r}"
         )
-    digest = _digest(weights)
+    digest = sha256(weights)
     if not digest.startswith(CHECKSUM):
         warnings.warn(
             f"{os.fspath(weights)} is not the published {FILENAME}: its SHA-256 begins "
@@ -191,7 +182,7 @@ def load_weights(
         ValueError: If the file cannot be read or is of another network. The message
             names the file and the first tensor that does not fit.
     """
-    tensors = read_torch(path)
+    tensors = load_torch(path)
     if not isinstance(tensors, dict):
         raise ValueError(f"{path} holds a {type(tensors).__name__}, not weights.")
     found = []
@@ -277,8 +268,3 @@ def _check_taps(taps):
             f"Received: taps={taps!r}"
         )
     return tuple(dict.fromkeys(taps))
-
-
-def _digest(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

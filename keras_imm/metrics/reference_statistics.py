@@ -10,11 +10,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_imm.atomic import atomic_file
+from keras_imm.files.atomic import atomic_file
+from keras_imm.files.pickled_arrays import load_pickle, load_torch
 from keras_imm.metrics.checks import check_count, check_features, check_real
 from keras_imm.metrics.moments import Moments
 from keras_imm.metrics.reservoir import FeatureReservoir
-from keras_imm.metrics.restricted_pickle import read_pickle, read_torch
 
 # As EDM and ADM call them in their files.
 _NAMES = {
@@ -237,9 +237,9 @@ def _read(path):
             saved = {name: file[name] for name in wanted}
             return saved or dict.fromkeys(file.files)
     if path.suffix in (".pt", ".pth"):
-        saved = read_torch(path)
+        saved = load_torch(path)
     elif path.suffix == ".pkl":
-        saved = read_pickle(path)
+        saved = load_pickle(path)
     else:
         raise ValueError("its name must end in .npz, .pkl or .pt")
     if not isinstance(saved, dict | np.ndarray):

@@ -4,7 +4,7 @@ import os
 import pathlib
 
 from keras_imm import backend
-from keras_imm.atomic import atomic_file
+from keras_imm.files.atomic import atomic_file
 from keras_imm.flow_map import FlowMap
 from keras_imm.model import FlowMapModel
 from keras_imm.samplers import SamplingPlan

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_imm import backend
-from keras_imm.atomic import atomic_directory, remove_unfinished
+from keras_imm.files.atomic import atomic_directory, remove_unfinished
 from keras_imm.model import FlowMapModel
 from keras_imm.samplers import SamplingPlan
 from keras_imm.serving import child_process, server_files

@@ -1,6 +1,4 @@
 import json
-import os
-import pathlib
 import resource
 import shutil
 import warnings
@@ -11,7 +9,7 @@ import pytest
 from keras import ops
 
 import keras_imm
-from keras_imm import atomic, distribution
+from keras_imm import distribution
 from keras_imm.callbacks import (
     TerminateOnNonFinite,
     TrainingCheckpoint,
@@ -555,63 +553,3 @@ def test_each_device_of_a_process_is_drawn_again_with_its_own_streams(
     for a, b in zip(drawn, again, strict=True):
         np.testing.assert_array_equal(*map(ops.convert_to_numpy, (a.x_t, b.x_t)))
     assert not np.array_equal(*(ops.convert_to_numpy(p.t) for p in again))
-
-
-# -- Folders that are there whole or not at all
-
-
-def test_a_failed_body_leaves_nothing(tmp_path):
-    with pytest.raises(Killed), atomic.atomic_directory(tmp_path / "a") as folder:
-        (folder / "x").write_text("1")
-        assert not (tmp_path / "a").exists()
-        raise Killed
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_whole_folder_appears_and_is_not_overwritten(tmp_path):
-    for text in ("1", "2"):
-        try:
-            with atomic.atomic_directory(tmp_path / "a") as folder:
-                (folder / "sub").mkdir()
-                (folder / "sub" / "x").write_text(text)
-        except FileExistsError:
-            assert text == "2"
-    assert (tmp_path / "a" / "sub" / "x").read_text() == "1"
-    assert [p.name for p in tmp_path.iterdir()] == ["a"]
-
-
-def test_folders_of_running_processes_can_be_left_alone(tmp_path):
-    with atomic.atomic_directory(tmp_path / "a") as folder:
-        ended = folder.name.replace(f"@{os.getpid()}@", "@999999999@")
-        (tmp_path / ended).mkdir()
-        atomic.remove_unfinished(tmp_path, ended=True)
-        assert folder.exists() and not (tmp_path / ended).exists()
-    atomic.remove_unfinished(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["a"]
-
-
-def test_a_file_appears_in_the_place_of_another_when_it_is_complete(tmp_path):
-    path = tmp_path / "a"
-    path.write_text("1")
-    with pytest.raises(Killed), atomic.atomic_file(path) as unfinished:
-        unfinished.write_text("2")
-        raise Killed
-    assert path.read_text() == "1"
-    with atomic.atomic_file(path) as unfinished:
-        unfinished.write_text("2")
-        assert path.read_text() == "1"
-    assert path.read_text() == "2" and [p.name for p in tmp_path.iterdir()] == ["a"]
-
-
-def test_files_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
-    order = []
-    synchronise, rename = atomic.synchronise, pathlib.Path.rename
-    monkeypatch.setattr(
-        atomic, "synchronise", lambda p: (order.append(str(p)), synchronise(p))
-    )
-    monkeypatch.setattr(
-        pathlib.Path, "rename", lambda p, to: (order.append("rename"), rename(p, to))
-    )
-    with atomic.atomic_directory(tmp_path / "a") as folder:
-        (folder / "x").write_text("1")
-    assert order == [str(folder / "x"), str(folder), "rename", str(tmp_path)]

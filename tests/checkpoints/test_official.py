@@ -109,7 +109,7 @@ def test_half_precision_weights(tmp_path):
 def test_bfloat16_storages(tmp_path):
     import torch
 
-    from keras_imm.checkpoints.torch_storage import read_storage
+    from keras_imm.files.torch_storage import read_storage
 
     values = torch.linspace(-3, 3, 7).to(torch.bfloat16)
     path = tmp_path / "storage"
@@ -258,7 +258,7 @@ def test_values_of_unbounded_text_are_not_shown(tmp_path, name):
 def test_weights_in_one_storage_are_read_once(tmp_path):
     """A small file cannot become a large one: shared bfloat16 is converted once."""
     from keras_imm.checkpoints import persistent_modules
-    from keras_imm.checkpoints.pickle_reader import Call, Name
+    from keras_imm.files.pickle_reader import Call, Name
 
     reads = []
     content = pickle_of_storage()

@@ -181,9 +181,11 @@ def test_no_record_at_all_is_an_error(tmp_path):
 
 
 def test_nothing_temporary_is_left(folder):
-    (folder / "shard-00000.npy.dead.tmp").write_bytes(b"of a killed process")
+    (folder / ".unfinished-shard-00000-a@1@b.npy").write_bytes(b"of a killed process")
+    (folder / ".unfinished-shard-00001-a@1@b.npy").write_bytes(b"of another process")
     shard_files.write_shard(folder, 0, records()[0])
-    assert not list(folder.glob("*.tmp"))
+    left = [path.name for path in folder.glob(".unfinished-*")]
+    assert left == [".unfinished-shard-00001-a@1@b.npy"]
 
 
 def test_a_full_disk_names_the_shard_and_leaves_what_was_there(folder, monkeypatch):

@@ -64,7 +64,8 @@ def contents(folder):
 
 def whole(folder):
     """But for what a killed process was writing."""
-    return {n: c for n, c in contents(folder).items() if not n.endswith(".tmp")}
+    found = contents(folder).items()
+    return {n: c for n, c in found if not n.startswith(".unfinished-")}
 
 
 def block_means(images):
@@ -132,7 +133,7 @@ def test_a_restart_encodes_no_whole_shard_again(
         if name not in ("shard-00005.json", "shard-00013.npy", "manifest.json"):
             (tmp_path / name).write_bytes(content)
     (tmp_path / "shard-00013.json").unlink()
-    (tmp_path / "shard-00005.npy.1234.tmp").write_bytes(b"cut off")
+    (tmp_path / ".unfinished-shard-00005-host@1@0a.npy").write_bytes(b"cut off")
     kept = (tmp_path / "shard-00004.npy").stat().st_mtime_ns
     status, output = encode_latents.run(
         f"--source={source}", f"--out={tmp_path}", *FLAGS

@@ -7,7 +7,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from keras_imm.checkpoints.pickle_reader import (
+from keras_imm.files.pickle_reader import (
     Buffer,
     Call,
     Name,
@@ -40,8 +40,10 @@ def test_data_are_what_pickle_makes_of_them(name, protocol):
 
 @pytest.mark.parametrize("name", ["scalars", "text", "tuples", "containers", "ordered"])
 def test_older_protocols(name):
-    for protocol in (2, 3):
-        assert read(pickle.dumps(VALUES[name], protocol)) == VALUES[name]
+    for protocol in (0, 1, 2, 3):
+        content = pickle.dumps(VALUES[name], protocol)
+        found = read_pickle(Buffer(content, len(content)), lambda name: True)
+        assert found == VALUES[name]
 
 
 def test_what_is_shared_stays_shared():
@@ -68,6 +70,28 @@ def test_calls_are_recorded_and_not_made():
 
 def test_persistent_ids_are_kept():
     assert read(b"\x80\x04K\x07Q.") == PersistentId(7)
+
+
+def test_what_stands_for_persistent_ids_is_chosen():
+    buffer = Buffer(b"\x80\x02K\x07QK\x08Q\x86.")
+    assert read_pickle(buffer, bool, persistent_load=lambda i: i + 1) == (8, 9)
+
+
+def test_attributes_of_a_dictionary_are_left_out():
+    """As of the dictionaries that PyTorch's `state_dict` returns."""
+    ordered = OrderedDict(a=1)
+    ordered._metadata = {"version": 2}
+    found = read(pickle.dumps(ordered))
+    assert found == {"a": 1}
+    assert not hasattr(found, "_metadata")
+
+
+def test_long_lines_are_read_where_they_are_asked_for():
+    content = pickle.dumps("x" * 10_000, 0)
+    assert read_pickle(Buffer(content, len(content)), bool) == "x" * 10_000
+    with pytest.raises(ValueError, match="no newline"):
+        read(content)
+    assert read(pickle.dumps("x" * 4000, 0)) == "x" * 4000
 
 
 def test_several_pickles_in_one_file():
@@ -117,6 +141,8 @@ DAG = b")" + b"q\x00h\x00\x86" * 60  # a tuple of two of a tuple of two ...
         (b"\x80\x04c" + b"o" * 201 + b"\nsystem\n.", "a name that is too long"),
         (b"\x80\x04K\x01K\x02\x93.", "names something that is not a name"),
         (b"\x80\x04X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93.", r"'os\.system'"),
+        (b"I1\np" + str(2**61).encode() + b"\n.", "an index that is out of range"),
+        (b"I1\np-1\n.", "an index that is out of range"),
         (b"(ios\nsystem\n.", "instruction INST is not allowed"),
         (b"\x80\x04\x82\x01.", "instruction EXT1 is not allowed"),
         (b"P1\n.", "instruction PERSID is not allowed"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hostile_files import legacy_storage
 
-from keras_imm.checkpoints.torch_storage import read_storage, view
+from keras_imm.files.torch_storage import read_storage, view
 
 DTYPES = (
     *("float64", "float32", "float16", "bfloat16"),

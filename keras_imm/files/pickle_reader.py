@@ -2,14 +2,16 @@
 
 import itertools
 import pickletools
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 # Longer byte strings are handed out as views of the file: weights are not copied.
 _VIEWED = 4096
 # DiT-XL/2 takes about 90,000: 28 times what the golden network takes for each block.
-_MOST_INSTRUCTIONS = 250_000
+MOST_INSTRUCTIONS = 250_000
 _LONGEST_NAME = 200
+_LARGEST_INDEX = 2**32  # of the memo; numbers of text may have any size
 
 
 class Name(NamedTuple):
@@ -43,11 +45,18 @@ class PersistentId(NamedTuple):
 
 
 class Buffer:
-    """A file in memory, read in order; long reads are views of it."""
+    """A file in memory, read in order; long reads are views of it.
 
-    def __init__(self, data: Any):
+    Args:
+        data: Bytes, or a view of them.
+        longest_line: Longest line to look for. Pickles of protocol 0 keep arrays in
+            lines; those of later protocols only names.
+    """
+
+    def __init__(self, data: Any, longest_line: int = _VIEWED):
         self.data = memoryview(data)
         self.position = 0
+        self.longest_line = longest_line
 
     def tell(self) -> int:
         return self.position
@@ -60,16 +69,22 @@ class Buffer:
         return part if size > _VIEWED else bytes(part)
 
     def readline(self) -> bytes:
-        ahead = bytes(self.data[self.position : self.position + _VIEWED])
-        line = ahead[: ahead.find(b"\n") + 1]
-        self.position += len(line)
-        return line
+        """The next line, or nothing if it does not end."""
+        start = self.position
+        last = min(len(self.data), start + self.longest_line)
+        for position in range(start, last, _VIEWED):
+            end = bytes(self.data[position : min(position + _VIEWED, last)]).find(b"\n")
+            if end >= 0:
+                self.position = position + end + 1
+                return bytes(self.data[start : self.position])
+        return b""
 
 
 def read_pickle(
     buffer: Buffer,
     is_allowed: Callable[[Name], bool],
-    most_instructions: int = _MOST_INSTRUCTIONS,
+    most_instructions: int = MOST_INSTRUCTIONS,
+    persistent_load: Callable[[Any], Any] = PersistentId,
 ) -> Any:
     """Reads one pickle, and leaves the buffer behind it.
 
@@ -77,17 +92,19 @@ def read_pickle(
         buffer: Where to read.
         is_allowed: Says whether the pickle may use a name. It is never imported.
         most_instructions: How many instructions the pickle may have.
+        persistent_load: Makes what stands for an object that is kept outside the
+            pickle, from what the pickle says of it.
 
     Returns:
         Numbers, strings, bytes (or views), lists, tuples, sets and dictionaries as they
-        are; a `Name` for a name, a `Call` for an object made by calling one, a
-        `PersistentId` for what is kept elsewhere.
+        are; a `Name` for a name, a `Call` for an object made by calling one, and what
+        `persistent_load` makes.
 
     Raises:
         ValueError: If the pickle is damaged, uses a name that is not allowed, or does
             what no such file needs.
     """
-    machine = _Machine(is_allowed)
+    machine = _Machine(is_allowed, persistent_load)
     instructions = pickletools.genops(buffer)
     for opcode, argument, _ in itertools.islice(instructions, most_instructions):
         if opcode.name == "STOP":
@@ -99,8 +116,9 @@ def read_pickle(
 class _Machine:
     """The pickle machine, without the instructions that act."""
 
-    def __init__(self, is_allowed):
+    def __init__(self, is_allowed, persistent_load):
         self.is_allowed = is_allowed
+        self.persistent_load = persistent_load
         self.stack = []
         self.marks = []
         self.memo = {}
@@ -126,9 +144,9 @@ class _Machine:
             raise ValueError("the pickle takes more than it made")
         return self.stack.pop()
 
-    def top(self, kind: type) -> Any:
+    def top(self, *kinds: type) -> Any:
         value = self.pop()
-        if not isinstance(value, kind):
+        if not isinstance(value, kinds):
             raise ValueError(f"the pickle treats a {type(value).__name__} as another")
         self.stack.append(value)
         return value
@@ -200,6 +218,8 @@ class _Machine:
         self.memo[len(self.memo)] = self.top(object)
 
     def do_binput(self, index) -> None:
+        if not 0 <= index < _LARGEST_INDEX:
+            raise ValueError("the pickle has an index that is out of range")
         self.memo[index] = self.top(object)
 
     def do_binget(self, index) -> None:
@@ -207,8 +227,8 @@ class _Machine:
             raise ValueError("the pickle takes more than it made")
         self.stack.append(self.memo[index])
 
-    do_long_binput = do_binput
-    do_long_binget = do_binget
+    do_put = do_long_binput = do_binput
+    do_get = do_long_binget = do_binget
 
     # -- Names and what would be called
 
@@ -234,7 +254,7 @@ class _Machine:
         if not isinstance(target, Name) or not isinstance(arguments, tuple):
             raise ValueError("the pickle calls something that is not a name")
         if target in _DICTIONARIES and not arguments:
-            self.stack.append({})  # its items follow
+            self.stack.append(OrderedDict())  # its items follow
         else:
             self.stack.append(Call(target, arguments))
 
@@ -242,10 +262,12 @@ class _Machine:
 
     def do_build(self, _) -> None:
         state = self.pop()
-        self.top(Call).state = state
+        target = self.top(Call, OrderedDict)
+        if isinstance(target, Call):  # attributes of a dictionary mean nothing here
+            target.state = state
 
     def do_binpersid(self, _) -> None:
-        self.stack.append(PersistentId(self.pop()))
+        self.stack.append(self.persistent_load(self.pop()))
 
 
 def _plain(key: Any) -> Any:
@@ -272,15 +294,9 @@ _CONSTANTS = {
     "EMPTY_SET": set,
 }
 _VALUES = {
-    "BININT",
-    "BININT1",
-    "BININT2",
-    "LONG1",
-    "BINFLOAT",
-    "BINUNICODE",
-    "SHORT_BINUNICODE",
-    "BINUNICODE8",
-    "BINBYTES",
-    "SHORT_BINBYTES",
-    "BINBYTES8",
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1"),
+    *("FLOAT", "BINFLOAT"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING"),  # Python 2's, as text
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }

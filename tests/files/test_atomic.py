@@ -1,0 +1,163 @@
+"""Files and folders are there whole or not at all."""
+
+import errno
+import json
+import os
+import pathlib
+
+import pytest
+
+from keras_imm.files import atomic
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_failed_body_leaves_nothing(tmp_path):
+    with pytest.raises(Killed), atomic.atomic_directory(tmp_path / "a") as folder:
+        (folder / "x").write_text("1")
+        assert not (tmp_path / "a").exists()
+        raise Killed
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_whole_folder_appears_and_is_not_overwritten(tmp_path):
+    for text in ("1", "2"):
+        try:
+            with atomic.atomic_directory(tmp_path / "a") as folder:
+                (folder / "sub").mkdir()
+                (folder / "sub" / "x").write_text(text)
+        except FileExistsError:
+            assert text == "2"
+    assert (tmp_path / "a" / "sub" / "x").read_text() == "1"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_folders_of_running_processes_can_be_left_alone(tmp_path):
+    with atomic.atomic_directory(tmp_path / "a") as folder:
+        ended = folder.name.replace(f"@{os.getpid()}@", "@999999999@")
+        (tmp_path / ended).mkdir()
+        atomic.remove_unfinished(tmp_path, ended=True)
+        assert folder.exists() and not (tmp_path / ended).exists()
+    atomic.remove_unfinished(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_file_appears_in_the_place_of_another_when_it_is_complete(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("1")
+    with pytest.raises(Killed), atomic.atomic_file(path) as unfinished:
+        unfinished.write_text("2")
+        raise Killed
+    assert path.read_text() == "1"
+    with atomic.atomic_file(path) as unfinished:
+        unfinished.write_text("2")
+        assert path.read_text() == "1"
+    assert path.read_text() == "2" and [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_files_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
+    order = []
+    synchronise, rename = atomic.synchronise, pathlib.Path.rename
+    monkeypatch.setattr(
+        atomic, "synchronise", lambda p: (order.append(str(p)), synchronise(p))
+    )
+    monkeypatch.setattr(
+        pathlib.Path, "rename", lambda p, to: (order.append("rename"), rename(p, to))
+    )
+    with atomic.atomic_directory(tmp_path / "a") as folder:
+        (folder / "x").write_text("1")
+    assert order == [str(folder / "x"), str(folder), "rename", str(tmp_path)]
+
+
+def test_temporary_files_keep_the_suffixes(tmp_path):
+    paths = tmp_path / "best.weights.h5", tmp_path / "plain"
+    with atomic.atomic_files(*paths) as (weights, plain):
+        assert weights.name.endswith(".weights.h5") and "." not in plain.name[1:]
+        assert {path.parent for path in (weights, plain)} == {tmp_path}
+        weights.write_text("1")
+        plain.write_text("2")
+        assert not any(path.exists() for path in paths)
+    assert [path.read_text() for path in paths] == ["1", "2"]
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
+def test_of_several_files_none_is_replaced_if_one_is_not_complete(tmp_path):
+    paths = tmp_path / "a", tmp_path / "b"
+    for path in paths:
+        path.write_text("old")
+    with pytest.raises(FileNotFoundError), atomic.atomic_files(*paths) as (first, _):
+        first.write_text("new")
+    assert [path.read_text() for path in paths] == ["old", "old"]
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space"), r"No space: '.*model\.keras'"),
+        (OSError("9 requested and 2 written"), r"write .*model\.keras: 9 requested"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "x"), "No such file: 'x'"),
+    ],
+)
+def test_errors_name_the_file(tmp_path, error, message):
+    failing = atomic.atomic_file(tmp_path / "model.keras")
+    with pytest.raises(OSError, match=message), failing:
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_text_and_json(tmp_path):
+    atomic.write_text(tmp_path / "a", "\u00e9\n")
+    assert (tmp_path / "a").read_bytes() == b"\xc3\xa9\n"
+    atomic.write_json(tmp_path / "a", {"b": [1, None]})
+    assert json.loads((tmp_path / "a").read_text()) == {"b": [1, None]}
+    with pytest.raises(TypeError):
+        atomic.write_json(tmp_path / "a", {"b": object()})
+    assert json.loads((tmp_path / "a").read_text()) == {"b": [1, None]}
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_the_first_of_several_processes_writes(tmp_path, monkeypatch, has_links):
+    def no_links(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_links)
+    atomic.write_json_once(tmp_path / "a", 1)
+    assert json.loads((tmp_path / "a").read_text()) == 1
+    if has_links:
+        atomic.write_json_once(tmp_path / "a", 2)
+        assert json.loads((tmp_path / "a").read_text()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_is_left_of_files_is_removed_by_their_stem(tmp_path):
+    with atomic.atomic_file(tmp_path / "shard-1.npy") as unfinished:
+        for path in ("shard-1.npy", "shard-1.json", "shard-10.npy", "shard-2.npy"):
+            name = unfinished.name.replace("-shard-1-", f"-{path.split('.')[0]}-")
+            (tmp_path / name).with_suffix(f".{path.split('.')[1]}").touch()
+        atomic.remove_unfinished(tmp_path, stem="shard-1")
+        left = sorted(path.name.split("-")[2] for path in tmp_path.iterdir())
+        assert left == ["10", "2"]
+        unfinished.touch()
+    atomic.remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["shard-1.npy"]
+
+
+def test_a_removed_folder_is_whole_until_it_is_gone(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").touch()
+    seen = []
+    rmtree = atomic.shutil.rmtree
+    monkeypatch.setattr(
+        atomic.shutil,
+        "rmtree",
+        lambda path, **options: (
+            seen.append((tmp_path / "a").exists() or not (path / "x").exists()),
+            rmtree(path, **options),
+        ),
+    )
+    atomic.remove_directory(tmp_path / "a")
+    assert seen == [False] and not list(tmp_path.iterdir())
