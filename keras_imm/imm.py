@@ -13,6 +13,7 @@ from keras_imm import (
     weightings,
 )
 from keras_imm.model import FlowMapModel
+from keras_imm.validation import check_choice, check_positive_number, check_times
 
 _OF_OBJECTIVE = (
     "time_mapping",
@@ -100,6 +101,10 @@ class IMM(FlowMapModel):
         augmentation: keras.layers.Layer | None = None,
         **kwargs: Any,
     ):
+        # None, which has the objective choose in `FlowMapModel`, is no value here.
+        check_choice("second_time", second_time, ("s", "stride"))
+        check_positive_number("time_scale", time_scale)
+        check_times(min_time, max_time)
         super().__init__(
             backbone,
             objectives.MomentMatching(
@@ -110,8 +115,8 @@ class IMM(FlowMapModel):
                 label_dropout=label_dropout,
                 drop_target_labels=drop_target_labels,
             ),
-            schedule=schedule,
-            parameterization=parameterization,
+            schedule=schedules.get(schedule),
+            parameterization=parameterizations.get(parameterization),
             second_time=second_time,
             time_scale=time_scale,
             min_time=min_time,

@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-
 from keras_imm.seeds import random_states, streams_of_device
 
 pytestmark = pytest.mark.skipif(

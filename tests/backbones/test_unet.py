@@ -6,10 +6,10 @@ import pytest
 import unet_formulas
 from backends import FLOATS, dtype_of
 from keras import ops
+from keras_imm.seeds import random_states
 
 import keras_imm
 from keras_imm.backbones import UNet
-from keras_imm.seeds import random_states
 
 # Counted by the published code: 32x32x3, two time inputs, unconditional.
 PUBLISHED_PARAMETERS = {

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from keras_imm.seeds import assign_state, streams_of_device
 
 import keras_imm
 from keras_imm import distribution
@@ -16,7 +17,6 @@ from keras_imm.callbacks import (
     terminate_on_non_finite,
 )
 from keras_imm.callbacks.terminate_on_non_finite import redraw_particles
-from keras_imm.seeds import assign_state, streams_of_device
 
 
 class Stream(keras.utils.PyDataset):

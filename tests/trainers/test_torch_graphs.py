@@ -203,7 +203,6 @@ def test_layers_frozen_between_two_fits_stay_as_they_are(make_model, images, lab
 def test_updates_in_few_calls_are_those_of_keras(make_optimizer, transposed):
     """Six steps on the same gradients, beside Keras's own code."""
     import torch
-
     from keras_imm.trainers.torch import _few_calls
 
     rng = np.random.default_rng(0)
