@@ -19,7 +19,8 @@ import digits
 import digits_data
 import keras
 from absl import app, flags
-from flow_matching import FlowMatching, NoisedBatches
+
+import keras_imm
 
 FLAGS = flags.FLAGS
 flags.DEFINE_float("seconds", 200.0, "Seconds of training, without compilation.")
@@ -66,29 +67,32 @@ def main(_):
     images, labels = digits_data.load()
     quality = digits_data.Quality(images, labels)
 
-    model = FlowMatching(
-        digits.build_backbone(), digits_data.SIGMA_DATA, FLAGS.time_scale
+    model = keras_imm.FlowMapModel(
+        digits.build_backbone(),
+        objective=keras_imm.objectives.FlowMatching(label_dropout=FLAGS.label_dropout),
+        sigma_data=digits_data.SIGMA_DATA,
+        time_scale=FLAGS.time_scale,
+        seed=FLAGS.seed,
     )
-    optimizer = digits.build_optimizer(FLAGS.learning_rate)
-    model.compile(optimizer=optimizer, loss="mse")
+    model.compile(optimizer=digits.build_optimizer(FLAGS.learning_rate))
     clock = WallClock(FLAGS.seconds, FLAGS.learning_rate, FLAGS.warmup_steps)
     batches = digits_data.Batches((images, labels), FLAGS.batch_size, EPOCH, FLAGS.seed)
     history = model.fit(
-        NoisedBatches(
-            batches,
-            digits_data.NUM_CLASSES,
-            digits_data.SIGMA_DATA,
-            FLAGS.label_dropout,
-            FLAGS.seed,
-        ),
+        batches,
         epochs=sys.maxsize,
         shuffle=False,
         verbose=0,
         callbacks=[clock],
-    )  # Keras ends it by putting the averaged weights in place.
+    )
 
     def generate(labels, num_steps):
-        return model.generate(labels, num_steps, FLAGS.seed, digits.SAMPLING_BATCH)
+        return model.generate(
+            labels,
+            num_steps=num_steps,
+            seed=FLAGS.seed,
+            batch_size=digits.SAMPLING_BATCH,
+            verbose=0,
+        )
 
     rows = digits.measure(generate, quality)
     digits.draw_samples(out / "samples.png", images, labels, generate)

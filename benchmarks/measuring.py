@@ -65,7 +65,7 @@ def num_classes():
     return 10 if FLAGS.model == "digits" else 1000
 
 
-def build(kind=keras_imm.IMM):
+def build():
     """The model of the flags, with weights that are nowhere zero."""
     policy = "mixed_bfloat16" if FLAGS.dtype == "bfloat16" else "float32"
     options = {
@@ -79,7 +79,7 @@ def build(kind=keras_imm.IMM):
     else:
         backbone = keras_imm.backbones.DiT.from_preset(FLAGS.model, **options)
     mapping = keras_imm.time_mappings.EtaDecrement(k=12, min_gap=0.005)
-    model = kind(backbone, time_mapping=mapping)
+    model = keras_imm.IMM(backbone, time_mapping=mapping)
     rng = np.random.default_rng(0)
     for v in backbone.trainable_variables:
         scale = 0.3 / np.sqrt(v.shape[0])

@@ -31,6 +31,8 @@ from absl import app, flags
 from hand_written.settings import trained_weights_of
 
 import keras_imm
+from keras_imm.objectives import MomentMatching
+from keras_imm.objectives.moment_matching import Particles
 
 FLAGS = flags.FLAGS
 measuring.define_model_flags()
@@ -58,20 +60,22 @@ FITS = {
 }
 
 
-class GivenParticles(keras_imm.IMM):
+class GivenParticles(MomentMatching):
     """Trains on particles that it is given, whatever the data."""
 
     particles = None
 
-    def draw_particles(self, data, training):
+    def draw(self, *_):
         tensors = (keras.ops.convert_to_tensor(p) for p in self.particles)
         x_t, x_r, s, r, t, labels = tensors
-        return keras_imm.objective.Particles(x_t, x_r, s, r, t, labels, labels)
+        return Particles(x_t, x_r, s, r, t, labels, labels)
 
 
-def build(kind=keras_imm.IMM, **compile_arguments):
+def build(objective=None, **compile_arguments):
     """A model with weights that give every weight a gradient, compiled."""
-    model = measuring.build(kind)
+    model = measuring.build()
+    if objective is not None:
+        model.objective = objective
     optimizer = keras.optimizers.Adam(
         LEARNING_RATE, epsilon=1e-8, use_ema=True, ema_momentum=EMA_MOMENTUM
     )
@@ -105,6 +109,7 @@ def check_agreement(fits):
     listed, *_ = batches()
     images, labels = listed[0]
     particles = model.objective.draw(
+        keras_imm.flow_map.Network(model.flow),
         keras.ops.convert_to_tensor(images),
         keras.ops.convert_to_tensor(labels),
         keras.random.SeedGenerator(0),
@@ -112,8 +117,9 @@ def check_agreement(fits):
     particles = [np.array(keras.ops.convert_to_numpy(p)) for p in particles]
     losses, weights = {}, {}
     for name, (arguments, names) in fits.items():
-        own = build(GivenParticles, **arguments)
-        own.particles = particles
+        given = GivenParticles.from_config(model.objective.get_config())
+        given.particles = particles
+        own = build(given, **arguments)
         history = own.fit(
             measuring.Data(listed[:1]), epochs=AGREEMENT_STEPS, verbose=0, shuffle=False
         )
