@@ -301,6 +301,12 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             before, now = (d.get(name) for d in (saved, self._described))
             if name == "optimizer.learning_rate" and now == state["learning_rate"]:
                 continue  # a callback has set it, in this process, since the run began
+            if name.endswith(".module"):
+                continue  # where a class is defined may change between versions
+            if name == "model.objective.total_steps" and not (
+                self.model.objective.needs_total_steps
+            ):
+                continue  # of another number of epochs, which changes nothing
             if before != now:
                 raise _OtherRunError(
                     f"Cannot continue the run of {str(path)!r}: `{name}` was "

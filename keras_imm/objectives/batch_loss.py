@@ -228,7 +228,7 @@ class BatchLoss:
             return ops.ones(())
         done = ops.cast(iterations, "float32")
         total = self.objective.total_steps
-        return ops.clip(done / total, 0.0, 1.0) if total else done * 0.0
+        return ops.clip(done / float(total), 0.0, 1.0) if total else done * 0.0
 
     def _checked(self, data: Any, training: bool) -> tuple[Any, Any]:
         """x and labels, or None."""
