@@ -3,8 +3,6 @@
 They are defined here, and nothing in the package knows them.
 """
 
-import json
-import sys
 from typing import Any, NamedTuple
 
 import keras
@@ -14,6 +12,7 @@ from keras import ops
 from small_dit import small_dit
 
 import keras_imm
+from keras_imm.callbacks.sampling import Sampling
 from keras_imm.flow_map import per_sample
 from keras_imm.objectives import Objective
 from keras_imm.samplers import Sampler
@@ -150,14 +149,14 @@ def state_of(model):
 
 def test_fit_and_evaluate():
     model, data = make_model(), Stream()
-    history = model.fit(data, epochs=4, validation_data=Stream(), verbose=0).history
+    history = model.fit(data, epochs=20, validation_data=Stream(), verbose=0).history
     assert set(history) == {
         *("loss", "to_data", "t", "val_loss", "val_to_data", "val_t")
     }
     assert all(np.all(np.isfinite(values)) for values in history.values())
-    assert history["to_data"][-1] < history["to_data"][0]
+    assert np.mean(history["to_data"][-5:]) < 0.9 * np.mean(history["to_data"][:5])
     assert 0.2 < history["t"][0] < 0.8
-    assert model.objective.total_steps == 12  # 4 epochs of 3
+    assert model.objective.total_steps == 60  # 20 epochs of 3
     found = model.evaluate(Stream(), verbose=0, return_dict=True)
     assert found["loss"] == pytest.approx(history["val_loss"][-1], rel=1e-5)
     # Progress is 1 and targets are those of the raw weights: half is to itself.
@@ -185,6 +184,7 @@ def test_the_averages_follow_the_weights_once_per_step():
 
     class Look(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
+            model = self.model  # which JAX writes its state back for
             weights = [ops.convert_to_numpy(v) for v in model.trainable_variables]
             averages = [ops.convert_to_numpy(v) for v in model.averaged_weights]
             seen.append((weights, averages))
@@ -252,7 +252,7 @@ def test_sampling_in_a_callback(tmp_path):
     model = make_model()
     seen = {}
 
-    class Keep(keras_imm.callbacks.Sampling if False else _sampling()):
+    class Keep(Sampling):
         def on_samples(self, samples, epoch, step, logs):
             seen[epoch] = samples
 
@@ -265,12 +265,6 @@ def test_sampling_in_a_callback(tmp_path):
     np.testing.assert_array_equal(seen[1][3], expected)
     assert seen[1][2].shape == (3, 4, 4, 1)
     assert not np.array_equal(seen[1][2], seen[1][3])
-
-
-def _sampling():
-    from keras_imm.callbacks.sampling import Sampling
-
-    return Sampling
 
 
 def walk(model, labels, draws, times, keep):
@@ -319,9 +313,9 @@ def test_export(tmp_path):
     jump = tf.saved_model.load(str(path)).signatures["flow_map"]
     x = np.random.default_rng(0).standard_normal((3, 4, 4, 1)).astype("float32")
     t, s = (np.full(3, v, "float32") for v in (0.7, 0.2))
-    x_s = jump(
-        x_t=tf.constant(x), t=tf.constant(t), s=tf.constant(s), label=labels
-    )["x_s"]
+    x_s = jump(x_t=tf.constant(x), t=tf.constant(t), s=tf.constant(s), label=labels)[
+        "x_s"
+    ]
     expected = ops.convert_to_numpy(model.flow_map(x, t, s, [0, 1, 2]))
     np.testing.assert_allclose(x_s.numpy(), expected, rtol=1e-5, atol=1e-5)
 
@@ -370,5 +364,3 @@ def test_the_objective_asks_for_a_flow_map():
     assert model.time_scale == 1.0 and model.second_time == "s"
     with pytest.warns(UserWarning, match=r"Regression is meant for time_scale=1\.0"):
         keras_imm.FlowMapModel(small_dit(), Regression(), time_scale=1000.0)
-    json.dumps(model.get_config()["objective"])
-    assert sys.modules[Regression.__module__]

@@ -57,13 +57,14 @@ class _Means(keras.metrics.Metric):
 
     def update_state(self, values: dict[str, Any]) -> None:
         self._names = list(values)
-        self.sums.assign(self.sums + _padded(values, self.sums.dtype))
-        self.count.assign(self.count + 1)
+        self.sums.assign(self.sums.value + _padded(values, self.sums.dtype))
+        self.count.assign(self.count.value + 1)
 
     def result(self) -> dict[str, Any]:
         if not self._names:
             return {}
-        means = self.sums / ops.where(self.count > 0, self.count, 1.0)
+        count = self.count.value
+        means = self.sums.value / ops.where(count > 0, count, ops.ones_like(count))
         return {name: means[i] for i, name in enumerate(self._names)}
 
 
