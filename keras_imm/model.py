@@ -572,7 +572,7 @@ class FlowMapModel(backend.TrainableModel):
             guidance_interval=guidance_interval,
             weights=weights,
         ).completed(self.objective)
-        plan.check(self._flow_map)
+        times = plan.checked_times(self._flow_map)
         labels = self._check_labels(labels)
         count, labels, noise = self._check_request(labels, num_samples, noise, plan)
         check_integer("batch_size", batch_size, at_least=1)
@@ -595,9 +595,8 @@ class FlowMapModel(backend.TrainableModel):
                 x = at_least_float32(noise[0, rows] * self.sigma_data)
                 if len(noise) > 1:
                     draws = at_least_float32(noise[1:, rows] * self.sigma_data)
-            x = sampling.sample(
-                values, plan, x, None if labels is None else labels[rows], draws, stream
-            )
+            given = None if labels is None else labels[rows]
+            x = sampling.sample(values, plan, times, x, given, draws, stream)
             progress.add(plan.evaluations())
             samples.append(ops.convert_to_numpy(x)[: count - start])
         return np.concatenate(samples).astype("float32")

@@ -16,30 +16,31 @@ from keras_imm.samplers.plan import SamplingPlan
 from keras_imm.samplers.sampler import Sampler
 
 _SHORT_GRID = 16  # times that the shortest compiled loop can take
+_KEPT_GRIDS = 16
 
 
-def walk(
-    step: Callable,
-    x: Any,
-    times: Any,
-    noise_at: Callable[[int], Any],
-) -> Any:
+def walk(step: Callable, x: Any, grid: list, noise_at: Callable[[int], Any]) -> Any:
     """Samples by a loop of Python over the steps.
 
     Args:
         step: Function of x, t, s, index and noise, as `Sampler.step`.
         x: Noise to start from, shape (batch, ...).
-        times: Array of the grid, shape (num_steps + 1,), in the dtype of `x`.
+        grid: `step_tensors` of the times, in the dtype of `x`.
         noise_at: From a step's index to its noise, or None.
 
     Returns:
         Samples, the shape of `x`.
     """
-    count = len(times) - 1
-    times, indices = ops.convert_to_tensor(times), ops.arange(count, dtype="int32")
-    for i in range(count):
-        x = step(x, times[i], times[i + 1], indices[i], noise_at(i))
+    for i, (t, s, index) in enumerate(grid):
+        x = step(x, t, s, index, noise_at(i))
     return x
+
+
+def step_tensors(times: np.ndarray) -> list[tuple[Any, Any, Any]]:
+    """t, s and the index of every step of a grid, as scalar tensors."""
+    tensors = ops.convert_to_tensor(times)
+    indices = ops.arange(len(times) - 1, dtype="int32")
+    return [(tensors[i], tensors[i + 1], indices[i]) for i in range(len(times) - 1)]
 
 
 class Generator:
@@ -62,6 +63,7 @@ class Generator:
         self._steps: dict[Any, Callable] = {}
         self._loops: dict[Any, Callable] = {}
         self._noises: dict[tuple, Callable] = {}
+        self._grids: dict[tuple, list] = {}
         self._stream = keras.random.SeedGenerator(0)  # stands for others in functions
 
     def flow_map(
@@ -75,6 +77,7 @@ class Generator:
         self,
         values: list,
         plan: SamplingPlan,
+        times: np.ndarray,
         x: Any,
         labels: Any,
         draws: Any = None,
@@ -85,6 +88,7 @@ class Generator:
         Args:
             values: Values of `variables`.
             plan: Completed and checked `SamplingPlan`.
+            times: Its times for this flow map.
             x: Noise to start from, of standard deviation `sigma_data`.
             labels: Integers of shape (batch,), or None.
             draws: All further noise, of the same standard deviation, shape (draws,
@@ -97,7 +101,7 @@ class Generator:
         condition = _condition(labels, plan)
         x = backend.processes.share_batch(x)
         dtype = keras.backend.standardize_dtype(x.dtype)
-        times = plan.times(self._flow_map).astype(dtype)
+        times = times.astype(dtype)
         noises = plan.noises()
         if self._compiled and backend.compiles_loops:
             return self._sample_in_one_call(
@@ -116,7 +120,21 @@ class Generator:
                 )
             return drawn
 
-        return walk(lambda *state: step(values, *state, *condition), x, times, noise_at)
+        return walk(
+            lambda *state: step(values, *state, *condition),
+            x,
+            self._grid(times),
+            noise_at,
+        )
+
+    def _grid(self, times: np.ndarray) -> list:
+        """Tensors of the steps, which the last few grids have kept."""
+        key = times.dtype.char, times.tobytes()
+        if key not in self._grids:
+            while len(self._grids) >= _KEPT_GRIDS:
+                del self._grids[next(iter(self._grids))]
+            self._grids[key] = step_tensors(times)
+        return self._grids[key]
 
     def draw_noise(
         self, seed_generator: keras.random.SeedGenerator, shape: tuple

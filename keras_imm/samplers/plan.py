@@ -127,9 +127,13 @@ class SamplingPlan:
 
     def check(self, flow_map: FlowMap) -> None:
         """Raises ValueError if a completed plan does not suit a flow map."""
+        self.checked_times(flow_map)
+
+    def checked_times(self, flow_map: FlowMap) -> np.ndarray:
+        """As `times`, once all that could be wrong with the plan has been looked at."""
         self.check_guidance(flow_map)
-        self.times(flow_map)
         self.noises()
+        return self.times(flow_map)
 
     def check_guidance(self, flow_map: FlowMap) -> None:
         """Raises ValueError if a flow map cannot be guided as the plan says."""

@@ -241,7 +241,8 @@ class ServedModel:
             return plan.sampler.step(network, *state)
 
         times = plan.times(flow).astype("float32")
-        return samplers.walk(step, noise * flow.sigma_data, times, noise_at)
+        grid = samplers.step_tensors(times)
+        return samplers.walk(step, noise * flow.sigma_data, grid, noise_at)
 
     def _network(self, label: Any, guidance_scale: Any) -> ServedNetwork:
         return ServedNetwork(self._flow, self._functions, label, guidance_scale)
