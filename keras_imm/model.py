@@ -17,7 +17,8 @@ from keras_imm.backend.loss_log import LossLog
 from keras_imm.backend.random_streams import assign_state, mix_seeds, random_states
 from keras_imm.flow_map import FlowMap
 from keras_imm.precision import at_least_float32
-from keras_imm.samplers.plan import SamplingPlan, check_labels
+from keras_imm.samplers.plan import SamplingPlan
+from keras_imm.samplers.request import SamplingRequest, checked_labels
 from keras_imm.training_length import orders_itself, steps_per_epoch_of
 from keras_imm.validation import (
     check_choice,
@@ -499,7 +500,7 @@ class FlowMapModel(backend.TrainableModel):
         )
         plan.check_guidance(self._flow_map)
         x_t = at_least_float32(x_t)
-        labels = self._check_labels(labels)
+        labels = checked_labels(self._flow_map, labels)
         for name, value in (("t", t), ("s", s), ("labels", labels)):
             shape = () if value is None else tuple(np.shape(value))
             if shape not in ((), (x_t.shape[0],)):
@@ -573,33 +574,32 @@ class FlowMapModel(backend.TrainableModel):
             weights=weights,
         ).completed(self.objective)
         times = plan.checked_times(self._flow_map)
-        labels = self._check_labels(labels)
-        count, labels, noise = self._check_request(labels, num_samples, noise, plan)
+        request = SamplingRequest.checked(
+            self._flow_map, 1 + plan.noises(), labels, num_samples, noise
+        )
         check_integer("batch_size", batch_size, at_least=1)
-        batch_size = min(batch_size, count)
+        batch_size = min(batch_size, request.count)
         stream = self._sampling_stream(seed)
         values = self.weights_for_sampling(weights)
         sampling = self._sampling()
 
-        starts = range(0, count, batch_size)
-        evaluations = len(starts) * plan.evaluations()
+        batches = -(-request.count // batch_size)
+        evaluations = batches * plan.evaluations()
         verbose = evaluations >= _LONG_REQUEST if verbose == "auto" else verbose
         progress = keras.utils.Progbar(evaluations, verbose=int(bool(verbose)))
         samples = []
-        for start in starts:
-            rows = _padded_rows(start, batch_size, count)
+        for batch in request.batches(batch_size):
             draws = None
-            if noise is None:
+            if batch.noise is None:
                 x = sampling.draw_noise(stream, (batch_size, *self.data_shape))
             else:
-                x = at_least_float32(noise[0, rows] * self.sigma_data)
-                if len(noise) > 1:
-                    draws = at_least_float32(noise[1:, rows] * self.sigma_data)
-            given = None if labels is None else labels[rows]
-            x = sampling.sample(values, plan, times, x, given, draws, stream)
+                x = at_least_float32(batch.noise[0] * self.sigma_data)
+                if len(batch.noise) > 1:
+                    draws = at_least_float32(batch.noise[1:] * self.sigma_data)
+            x = sampling.sample(values, plan, times, x, batch.labels, draws, stream)
             progress.add(plan.evaluations())
-            samples.append(ops.convert_to_numpy(x)[: count - start])
-        return np.concatenate(samples).astype("float32")
+            samples.append(ops.convert_to_numpy(x))
+        return np.concatenate(samples)[: request.count].astype("float32")
 
     def predict(
         self,
@@ -717,64 +717,6 @@ class FlowMapModel(backend.TrainableModel):
             return self.seed_generator
         check_integer("seed", seed, at_least=0)
         return keras.random.SeedGenerator(mix_seeds(int(seed)))
-
-    def _check_labels(self, labels: Any) -> np.ndarray | None:
-        if labels is None:
-            return None
-        if not self.num_classes:
-            raise ValueError(
-                "The backbone is unconditional (num_classes=0). "
-                f"Received: labels={labels!r}"
-            )
-        labels = np.asarray(ops.convert_to_numpy(labels))
-        if labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(
-                "`labels` must be integers of shape (num_samples,). "
-                f"Received: shape {labels.shape}, dtype {labels.dtype}"
-            )
-        check_labels(labels, self.num_classes)
-        return labels.astype("int32")
-
-    def _check_request(
-        self,
-        labels: np.ndarray | None,
-        num_samples: int | None,
-        noise: Any,
-        plan: SamplingPlan,
-    ) -> tuple[int, np.ndarray | None, np.ndarray | None]:
-        """The number of samples that all arguments agree on; noise by draws."""
-        if num_samples is not None:
-            check_integer("num_samples", num_samples, at_least=1)
-        sizes = {"num_samples": num_samples}
-        if noise is not None:
-            noise = self._checked_noise(noise, 1 + plan.noises())
-            sizes["noise"] = noise.shape[1]
-        if labels is not None and labels.ndim == 1:
-            sizes["labels"] = len(labels)
-        known = {name: size for name, size in sizes.items() if size is not None}
-        if len(set(known.values())) > 1 or 0 in known.values():
-            raise ValueError(
-                "`num_samples`, `labels` and `noise` must agree on a positive number "
-                f"of samples. Received: {known}"
-            )
-        count = next(iter(known.values()), 1)
-        if labels is not None:
-            labels = np.broadcast_to(labels, (count,))
-        return count, labels, noise
-
-    def _checked_noise(self, noise: Any, draws: int) -> np.ndarray:
-        """Noise of shape (1 or `draws`, num_samples, ...)."""
-        noise = np.asarray(ops.convert_to_numpy(noise))
-        shape = self.data_shape or ()
-        if noise.shape[1:] == shape:
-            return noise[None]
-        if noise.shape[2:] == shape and noise.shape[0] == draws:
-            return noise
-        sizes = ", ".join(map(str, shape))
-        raise ValueError(
-            f"`noise` must have shape (num_samples, {sizes}), or with all draws "
-            f"({draws}, num_samples, {sizes}). Received: shape {noise.shape}"
-        )
 
     # -- Saving and loading
 
@@ -931,8 +873,3 @@ def _with_defaults(arguments: dict, objective: objectives.Objective) -> dict:
         name: wanted[name] if value is None else value
         for name, value in arguments.items()
     }
-
-
-def _padded_rows(start: int, batch_size: int, count: int) -> np.ndarray:
-    """Rows of one batch; the last batch repeats the last row to keep its size."""
-    return np.minimum(np.arange(start, start + batch_size), count - 1)

@@ -56,6 +56,8 @@ class Recipe:
         sampler: Name of the sampler.
         time_grid: "uniform", or eta values in sampling order.
         guidance_scale: Weight of classifier-free guidance; None for none.
+        guidance_interval: Pair of times outside of which guidance is off; None for
+            guidance at all times.
         fid: Pairs of a number of steps and the published FID of 50,000 samples.
     """
 
@@ -91,6 +93,7 @@ class Recipe:
     sampler: str
     time_grid: str | tuple[float, ...]
     guidance_scale: float | None
+    guidance_interval: tuple[float, float] | None
     fid: tuple[tuple[int, float], ...]
 
     def sampling_plan(self, num_steps: int | None = None) -> SamplingPlan:
@@ -111,6 +114,7 @@ class Recipe:
             sampler=self.sampler,
             time_grid=grid,
             guidance_scale=self.guidance_scale,
+            guidance_interval=self.guidance_interval,
         )
 
 
@@ -147,6 +151,7 @@ _CIFAR10 = Recipe(
     sampler="pushforward",
     time_grid=(1.4,),
     guidance_scale=None,
+    guidance_interval=None,
     fid=((1, 3.20), (2, 1.98)),
 )
 _IMAGENET = replace(
@@ -259,7 +264,7 @@ def build(
         **overrides: Attributes of `Recipe` that replace its values, such as
             `learning_rate` or `image_shape`. Those of data and sampling
             (`batch_size`, `iterations`, `sampler`, `time_grid`, `guidance_scale`,
-            `dataset`, `fid`) change nothing in the model.
+            `guidance_interval`, `dataset`, `fid`) change nothing in the model.
 
     Returns:
         A compiled `IMM`.
