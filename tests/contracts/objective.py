@@ -1,0 +1,2 @@
+"""What every objective must do."""
+class ObjectiveContract: pass
