@@ -17,8 +17,8 @@ from keras_imm import callbacks, kernels, layers, time_mappings, weightings
         (lambda: kernels.RBF("x"), r"`bandwidth_power` must be in .*='x'"),
         (lambda: kernels.PseudoHuber(None), r"`c` must be in .*=None"),
         (
-            lambda: callbacks.SampleGrid("a.png", num_samples=1, sampler="euler"),
-            r"`sampler` must be one of 'pushforward', 'restart'.*'euler'",
+            lambda: callbacks.SampleGrid("a.png", num_samples=1, sampler="ddim"),
+            r"`sampler` must be one of 'pushforward', 'restart'.*'ddim'",
         ),
         (
             lambda: callbacks.SampleGrid("a.png", num_samples=1, weights="mean"),

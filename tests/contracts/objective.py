@@ -1,2 +1,5 @@
 """What every objective must do."""
-class ObjectiveContract: pass
+
+
+class ObjectiveContract:
+    pass
