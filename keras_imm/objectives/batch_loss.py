@@ -235,6 +235,7 @@ class BatchLoss:
         x, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if sample_weight is not None:
             raise ValueError("No sample weights are taken; data is x or (x, labels).")
+        x = ops.convert_to_tensor(x)  # `train_on_batch` hands on arrays
         kind = keras.backend.standardize_dtype(x.dtype)
         if not keras.backend.is_float_dtype(kind):
             raise ValueError(
