@@ -173,7 +173,8 @@ class BatchLoss:
         """
         network = self._network(batch, iterations, training)
         loss = self.objective.loss(network, batch.particles, target)
-        return loss if isinstance(loss, tuple) else (loss, {})
+        loss, others = loss if isinstance(loss, tuple) else (loss, {})
+        return loss, {k: ops.convert_to_tensor(v) for k, v in others.items()}
 
     def evaluate(self, data: Any, devices: int = 1) -> tuple[Any, dict[str, Any]]:
         """The loss of one batch of an evaluation: all data as they are, raw weights.
