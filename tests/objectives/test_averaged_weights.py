@@ -300,7 +300,7 @@ def test_eager_and_compiled_steps_agree(data):
     models = []
     for run_eagerly in (True, False):
         model = new_model(AveragedTarget())
-        model.compile(keras.optimizers.SGD(0.1), run_eagerly=run_eagerly)
+        model.compile(keras.optimizers.SGD(0.01), run_eagerly=run_eagerly)
         losses = fit(model, data)["loss"]
         models.append((losses, averages_of(model)))
     (eager_loss, eager), (compiled_loss, compiled) = models
