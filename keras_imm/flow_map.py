@@ -379,11 +379,9 @@ class Network:
         rate = ops.broadcast_to(ops.cast(rate, x.dtype), ops.shape(t))
         velocity = ops.cast(velocity, x.dtype)
 
-        def output(x, t):
-            return self.output(x, t, s, labels)
-
-        with differentiable_forwards():
-            return jvp(output, (x, t), (velocity, rate))
+        return self._jvp(
+            lambda x, t: self.output(x, t, s, labels), (x, t), (velocity, rate)
+        )
 
     def derivative_in_s(self, x: Any, t: Any, s: Any, labels: Any = None) -> tuple:
         """G and its derivative in s, which can be differentiated again.
@@ -399,10 +397,17 @@ class Network:
         """
         x = at_least_float32(x)
         s = ops.cast(s, x.dtype)
-        with differentiable_forwards():
-            return jvp(
-                lambda s: self.output(x, t, s, labels), (s,), (ops.ones_like(s),)
-            )
+        return self._jvp(
+            lambda s: self.output(x, t, s, labels), (s,), (ops.ones_like(s),)
+        )
+
+    def _jvp(self, function: Callable, primals: tuple, tangents: tuple) -> tuple:
+        """`jvp` of a function that calls the backbone."""
+        has_masks = bool(random_states(self._flow_map.backbone))
+        # PyTorch changes no variable, such as a random state, inside of a derivative.
+        outside = replaced_values(self._flow_map.variables, {}) if has_masks else None
+        with outside or contextlib.nullcontext(), differentiable_forwards():
+            return jvp(function, primals, tangents)
 
     def with_weights(self, name: str) -> "Network":
         """The same network with the averages of that name in place of the weights.

@@ -161,6 +161,6 @@ class IMM(FlowMapModel):
     def get_config(self) -> dict:
         """Constructor arguments, for saving."""
         config = super().get_config()
-        del config["objective"]
-        of_objective = self.objective.get_config()
+        # Not asked for again: Keras marks what it serializes twice as shared.
+        of_objective = config.pop("objective")["config"]
         return config | {name: of_objective[name] for name in _OF_OBJECTIVE}

@@ -37,6 +37,11 @@ def model():
     return randomized(keras_imm.IMM(backbone, augmentation=augmentation))
 
 
+def drawn(model, data, training=True):
+    step = ops.convert_to_tensor(0) if training else None
+    return model.batch_loss().draw(data, step, training=training)
+
+
 @pytest.fixture
 def images():
     rng = np.random.default_rng(1)
@@ -47,8 +52,7 @@ LABELS = np.array([0, 1, 2, 0, 1, 2, 0, 1], "int32")
 
 
 def test_the_data_are_what_the_augmentation_makes_of_them(model, images):
-    particles = model.draw_particles((images, LABELS), training=True)
-    told = particles.augmentation_labels
+    particles, told = drawn(model, (images, LABELS))
     assert tuple(told.shape) == (8, 9)
     assert np.any(ops.convert_to_numpy(told) != 0)
     # x_t and x_r are two mixtures of one x and one noise: solve for x.
@@ -72,20 +76,19 @@ def test_both_passes_are_told(model, images, monkeypatch):
         seen.append(ops.convert_to_numpy(inputs[4]))
         return call(inputs, training=training)
 
-    particles = model.draw_particles((images, LABELS), training=True)
+    batch, step = drawn(model, (images, LABELS)), ops.convert_to_tensor(0)
     with monkeypatch.context() as patch:
         patch.setattr(model.backbone, "call", listen)
-        y_target = model.compute_target(particles, training=True)
-        model.compute_objective(particles, y_target, training=True)
-    expected = ops.convert_to_numpy(particles.augmentation_labels)
+        y_target = model.batch_loss().target(batch, step)
+        model.batch_loss().loss(batch, y_target, step)
+    expected = ops.convert_to_numpy(batch.augmentation_labels)
     assert len(seen) == 2
     for told in seen:
         np.testing.assert_array_equal(told, expected)
 
 
 def test_evaluation_and_samples_are_not_augmented(model, images):
-    particles = model.draw_particles((images, LABELS), training=False)
-    assert particles.augmentation_labels is None
+    assert drawn(model, (images, LABELS), False).augmentation_labels is None
     noise = np.random.default_rng(0).standard_normal((3, *SHAPE)).astype("float32")
     x, t, s = 0.5 * noise, 0.994, 0.0
     labels = np.array([0, 1, 2])
@@ -146,10 +149,10 @@ def test_each_micro_batch_has_its_own_labels(images):
     model = keras_imm.IMM(
         unet(), augmentation=EDMAugmentation(0.9, seed=0), accumulation_steps=2
     )
-    particles = model.draw_particles((images,), training=True)
-    told = ops.convert_to_numpy(particles.augmentation_labels)
+    batch = drawn(model, (images,))
+    told = ops.convert_to_numpy(batch.augmentation_labels)
     for index, expected in enumerate((told[:4], told[4:])):
-        part = model.micro_batch(particles, index)
+        part = model.batch_loss().micro_batch(batch, index)
         np.testing.assert_array_equal(
             ops.convert_to_numpy(part.augmentation_labels), expected
         )

@@ -173,7 +173,8 @@ class BatchLoss:
         """
         network = self._network(batch, iterations, training)
         loss = self.objective.loss(network, batch.particles, target)
-        return loss if isinstance(loss, tuple) else (loss, {})
+        loss, others = loss if isinstance(loss, tuple) else (loss, {})
+        return loss, {k: ops.convert_to_tensor(v) for k, v in others.items()}
 
     def evaluate(self, data: Any, devices: int = 1) -> tuple[Any, dict[str, Any]]:
         """The loss of one batch of an evaluation: all data as they are, raw weights.
@@ -235,6 +236,7 @@ class BatchLoss:
         x, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if sample_weight is not None:
             raise ValueError("No sample weights are taken; data is x or (x, labels).")
+        x = ops.convert_to_tensor(x)  # `train_on_batch` hands on arrays
         kind = keras.backend.standardize_dtype(x.dtype)
         if not keras.backend.is_float_dtype(kind):
             raise ValueError(

@@ -7,15 +7,15 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from keras_imm.seeds import assign_state, streams_of_device
 
 import keras_imm
-from keras_imm import distribution
-from keras_imm.callbacks import (
-    TerminateOnNonFinite,
-    TrainingCheckpoint,
-    terminate_on_non_finite,
+from keras_imm import backend, distribution
+from keras_imm.backend.random_streams import (
+    assign_state,
+    random_states,
+    streams_of_device,
 )
+from keras_imm.callbacks import TerminateOnNonFinite, TrainingCheckpoint
 from keras_imm.callbacks.terminate_on_non_finite import redraw_particles
 
 
@@ -446,12 +446,16 @@ def test_arguments():
 # -- A loss that is not a number
 
 
+def draw(model, data):
+    """The particles of a train step."""
+    return model.batch_loss().draw(data, ops.convert_to_tensor(0)).particles
+
+
 @pytest.mark.parametrize("position", [0, 4])
 def test_the_bad_batch_is_saved_with_its_times(new_run, tmp_path, position):
     model, _, _ = new_run()
     data = Stream(bad=(position,))
     drawn = []
-    draw = type(model).draw_particles
 
     class Spy(keras.callbacks.Callback):
         """The times that the step draws, found by running it on a copy by hand."""
@@ -464,7 +468,7 @@ def test_the_bad_batch_is_saved_with_its_times(new_run, tmp_path, position):
                 state = self.model.seed_generator.state
                 before = ops.convert_to_numpy(state)
                 batch = tuple(map(ops.convert_to_tensor, data[batch]))
-                drawn.append(draw(self.model, batch, training=True))
+                drawn.append(draw(self.model, batch))
                 state.assign(ops.convert_to_tensor(before, state.dtype))
 
     stop = TerminateOnNonFinite(tmp_path / "out", data)
@@ -479,10 +483,12 @@ def test_the_bad_batch_is_saved_with_its_times(new_run, tmp_path, position):
     np.testing.assert_array_equal(saved["indices"], data.batch_indices(batch))
     np.testing.assert_array_equal(saved["images"], data[batch][0])
     np.testing.assert_array_equal(saved["labels"], data[batch][1])
-    for name in ("s", "r", "t"):
-        expected = ops.convert_to_numpy(getattr(drawn[0], name))[::4]
-        np.testing.assert_allclose(saved[name], expected, rtol=1e-6)
-    assert saved["t"].shape == (2,)
+    # Every field of the particles, one row for each image.
+    for name, field in drawn[0]._asdict().items():
+        key = "drawn_labels" if name == "labels" else name
+        expected = ops.convert_to_numpy(field)
+        np.testing.assert_allclose(saved[key], expected, rtol=1e-6, err_msg=name)
+    assert saved["t"].shape == (8,)
 
 
 def test_without_a_data_set_the_step_is_told(new_run, tmp_path):
@@ -504,7 +510,7 @@ def test_all_steps_of_one_execution_are_saved(make_model, tmp_path):
         model.fit(data, verbose=0, callbacks=[stop])
     saved = np.load(tmp_path / "non-finite-step-000000004.npz")
     np.testing.assert_array_equal(saved["indices"], np.arange(16, 32))
-    assert saved["t"].shape == (4,) and saved["images"].shape == (16, 4, 4, 1)
+    assert saved["t"].shape == (16,) and saved["images"].shape == (16, 4, 4, 1)
 
 
 def test_the_step_counts_from_the_start_of_training(new_run, tmp_path):
@@ -525,7 +531,7 @@ def test_a_finite_loss_does_not_stop(new_run, tmp_path):
 def test_redrawing_several_steps_leaves_the_streams_alone(new_run):
     model, data, _ = new_run()
     batches = [tuple(map(ops.convert_to_tensor, data[i])) for i in range(2)]
-    drawn = [model.draw_particles(batch, training=True) for batch in batches]
+    drawn = [draw(model, batch) for batch in batches]
     before = ops.convert_to_numpy(model.seed_generator.state)
     again = redraw_particles(model, batches)
     for a, b in zip(drawn, again, strict=True):
@@ -546,9 +552,9 @@ def test_each_device_of_a_process_is_drawn_again_with_its_own_streams(
     drawn = []
     for device, rows in enumerate((slice(0, 4), slice(4, 8))):
         assign_state(model.seed_generator.state, before)
-        with streams_of_device(model, device):
-            drawn.append(model.draw_particles((x[rows], labels[rows]), training=True))
-    monkeypatch.setattr(terminate_on_non_finite, "_devices", lambda model: [0, 1])
+        with streams_of_device(random_states(model), device):
+            drawn.append(draw(model, (x[rows], labels[rows])))
+    monkeypatch.setattr(backend.processes, "drawing_devices", lambda model: [0, 1])
     again = redraw_particles(model, [(x, labels)])
     for a, b in zip(drawn, again, strict=True):
         np.testing.assert_array_equal(*map(ops.convert_to_numpy, (a.x_t, b.x_t)))

@@ -160,3 +160,22 @@ def test_grids_of_the_same_weights_agree_across_backends(make_model, tmp_path):
     picture = np.asarray(Image.open(tmp_path / "a.png")).astype(int)
     inner = np.concatenate([picture[1:5, 1:5], picture[1:5, 7:11]])
     assert np.abs(inner.ravel() - BYTES).max() <= 1
+
+
+def test_all_draws_are_the_callbacks_own(make_model):
+    """Restart draws at every step: from the seed, not from the model's stream."""
+    model = make_model(compile_options={})
+    before = ops.convert_to_numpy(model.seed_generator.state)
+    arguments = {"labels": [2, 0], "num_steps": 3, "sampler": "restart"}
+    samples = []
+    for seed in (0, 0, 1):
+        watching = SampleMetrics({"m": lambda *_: 0.0}, seed=seed, **arguments)
+        watching.set_model(model)
+        samples.append(watching.generate()[3])
+    np.testing.assert_array_equal(samples[0], samples[1])
+    assert np.abs(samples[0] - samples[2]).max() > 1e-2
+    after = ops.convert_to_numpy(model.seed_generator.state)
+    np.testing.assert_array_equal(before, after)
+    draws = np.random.default_rng(0).standard_normal((3, 2, 4, 4, 1), "float32")
+    expected = model.generate([2, 0], 2, 3, sampler="restart", noise=draws)
+    np.testing.assert_allclose(samples[0], expected, atol=1e-6)

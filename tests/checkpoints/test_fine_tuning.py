@@ -109,7 +109,13 @@ def test_averages_or_raw_weights():
     model.fit(images, rng.integers(0, 3, 8), batch_size=8, epochs=2, verbose=0)
     model.backbone.trainable = False
     kernel = model.backbone.final_layer.projection.kernel
-    average = model._averages()[id(kernel)]
+    values = model.weights_for_sampling("ema")
+    (average,) = (
+        ops.convert_to_numpy(value)
+        for v, value in zip(model.flow.variables, values, strict=True)
+        if v is kernel
+    )
+    assert np.any(average != ops.convert_to_numpy(kernel))
     for weights, expected in (("ema", average), ("raw", kernel)):
         copy = with_num_classes(model, 5, weights=weights)
         np.testing.assert_array_equal(
@@ -122,7 +128,7 @@ def test_averages_or_raw_weights():
 def test_errors():
     model = load_official(DIT)
     for call, message in (
-        (lambda: with_num_classes(model.backbone, 3), "`model` must be a IMM"),
+        (lambda: with_num_classes(model.backbone, 3), "`model` must be a FlowMapModel"),
         (lambda: with_num_classes(model, -1), "`num_classes` must be an integer"),
         (lambda: with_num_classes(model, 3, weights="best"), "`weights` must be one"),
     ):

@@ -2,11 +2,11 @@
 
 from keras_imm.backend.attention import fused_attention as dot_product_attention
 from keras_imm.backend.torch import processes
+from keras_imm.backend.torch.derivatives import jvp
 from keras_imm.backend.torch.devices import device_kind, multiplies_in_tf32
 from keras_imm.backend.torch.graphs import (
     compile_function,
     compiles_loops,
-    jvp,
     optimization_barrier,
 )
 from keras_imm.backend.torch.model import TrainableModel

@@ -1,4 +1,4 @@
-"""Traced functions under PyTorch: graphs of ATen operations, and derivatives."""
+"""Traced functions under PyTorch: graphs of ATen operations."""
 
 import warnings
 from collections.abc import Callable
@@ -119,11 +119,6 @@ def trace_function(function: Callable, jit_compile: bool = False) -> Callable:
 def optimization_barrier(x: Any) -> Any:
     """The tensor: PyTorch computes it once. See `keras_imm.backend.jax`."""
     return x
-
-
-def jvp(function: Callable, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
-    """Value and derivative in a direction: see `keras_imm.backend.jax`."""
-    return torch.func.jvp(function, primals, tangents)
 
 
 def _simplify(module: Any) -> None:

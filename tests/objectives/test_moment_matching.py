@@ -1,4 +1,4 @@
-"""The objective against Eq. 67 in float64 NumPy, its limits, and its draws."""
+"""Moment matching against Eq. 67 in float64 NumPy, its limits, and its draws."""
 
 import keras
 import numpy as np
@@ -6,10 +6,15 @@ import pytest
 import reference
 import scipy.stats
 from backends import FLOATS, dtype_of, value_and_gradient
+from contracts.objective import ObjectiveContract
+from function_network import FunctionNetwork
 from keras import ops
 from kernel_formulas import KERNELS, every_kernel
 
-from keras_imm import compilation, objective, time_mappings, weightings
+from keras_imm import backend, kernels, time_mappings, weightings
+from keras_imm.flow_map import FlowMap, Network
+from keras_imm.objectives import MomentMatching
+from keras_imm.objectives.moment_matching import Particles
 
 SIGMA_DATA = 0.5
 MAX_TIME = {"flow_matching": 0.994, "cosine": 0.996}
@@ -20,27 +25,19 @@ every_defined = pytest.mark.parametrize(
 GROUPS, M, DIMENSION = 6, 4, 12
 
 
-def make(
-    schedule="flow_matching",
-    parameterization="simple_edm",
-    kernel="laplace",
-    weighting=None,
-    **options,
-):
-    options = {
-        "time_mapping": time_mappings.EtaDecrement(k=12),
-        "group_size": M,
-        "max_time": MAX_TIME.get(schedule),
-        **options,
-    }
-    return objective.MomentMatching(
-        schedule=schedule,
-        parameterization=parameterization,
-        kernel=kernel,
-        weighting=weighting or weightings.ELBO(a=A, b=B),
-        sigma_data=SIGMA_DATA,
-        **options,
-    )
+class TestMomentMatchingContract(ObjectiveContract):
+    @pytest.fixture(params=["group", "one particle"])
+    def instance(self, request):
+        if request.param == "one particle":
+            return MomentMatching(kernel="energy", group_size=1)
+        return MomentMatching(
+            time_mapping=time_mappings.TimeDecrement(k=5, min_gap=1e-4),
+            kernel=kernels.PseudoHuber(c=0.1),
+            weighting=weightings.ELBO(a=2, b=5),
+            group_size=2,
+            label_dropout=0.3,
+            drop_target_labels=False,
+        )
 
 
 # -- A network with fixed random weights: one function, in NumPy and in keras.ops
@@ -50,26 +47,104 @@ WEIGHTS = _rng.standard_normal((DIMENSION, DIMENSION)) / np.sqrt(DIMENSION)
 SHIFTS = _rng.standard_normal((2, 1, DIMENSION))
 
 
-def network(x, t, s, tanh=np.tanh, like=np.asarray):
+def hidden(x, t, s, tanh=np.tanh, like=np.asarray):
+    """G of what the backbone is given, with a time scale of 1."""
     shift = t[:, None] * like(SHIFTS[0]) + s[:, None] * like(SHIFTS[1])
     return tanh(x @ like(WEIGHTS) + shift)
 
 
-def with_output(mm, x, t, s, g):
-    """The flow map of an objective's parameterization, with network output g."""
-    skip = mm.parameterization.c_skip(mm.schedule, s, t)
-    out = mm.parameterization.c_out(mm.schedule, s, t, SIGMA_DATA)
-    return skip[:, None] * x + out[:, None] * g
+def backbone_function(x, c_t, c_s, *_):
+    def like(weights):
+        return ops.convert_to_tensor(weights, x.dtype)
+
+    return hidden(x, c_t, c_s, ops.tanh, like)
 
 
-def flow_map_of(mm):
-    def flow_map(x, t, s, labels=None):
-        def like(weights):
-            return ops.convert_to_tensor(weights, x.dtype)
+def network_in_numpy(schedule):
+    """G as a function of x_t, t and s."""
 
-        return with_output(mm, x, t, s, network(x, t, s, ops.tanh, like))
+    def network(x, t, s):
+        norm = reference.alpha(schedule, t) ** 2 + reference.sigma(schedule, t) ** 2
+        return hidden(x / (SIGMA_DATA * np.sqrt(norm))[:, None], t, s)
 
-    return flow_map
+    return network
+
+
+class Case:
+    """An objective with a network.
+
+    Attributes:
+        objective: The `MomentMatching`.
+        network: The `Network` of `backbone_function`.
+    """
+
+    def __init__(
+        self,
+        schedule="flow_matching",
+        parameterization="simple_edm",
+        kernel="laplace",
+        weighting=None,
+        time_mapping=None,
+        group_size=M,
+        min_time=0.0,
+        max_time=None,
+        sigma_data=SIGMA_DATA,
+        num_classes=0,
+        **options,
+    ):
+        if max_time is None:
+            max_time = MAX_TIME.get(schedule, 0.994)
+        self.objective = MomentMatching(
+            time_mapping=time_mapping or time_mappings.EtaDecrement(k=12),
+            kernel=kernel,
+            weighting=weighting or weightings.ELBO(a=A, b=B),
+            group_size=group_size,
+            **options,
+        )
+        self.flow_map_options = {
+            "schedule": schedule,
+            "parameterization": parameterization,
+            "time_scale": 1.0,
+            "sigma_data": sigma_data,
+            "min_time": min_time,
+            "max_time": max_time,
+        }
+        self.num_classes = num_classes
+        self.network = self.network_of(backbone_function)
+        self.schedule = self.network.schedule
+        self.max_time = max_time
+
+    def network_of(self, function):
+        backbone = FunctionNetwork(function, self.num_classes)
+        flow_map = FlowMap(backbone, **self.flow_map_options)
+        self.objective.check(flow_map)
+        return Network(flow_map)
+
+    def noised(self, x, noise, s, r, t):
+        """Particles from arrays, with one s, r, t per group."""
+        size = self.objective.group_size
+        times = [ops.convert_to_tensor(np.repeat(time, size)) for time in (s, r, t)]
+        arrays = map(ops.convert_to_tensor, (x, noise))
+        return self.objective.noised(self.network, *arrays, *times)
+
+    def target(self, particles):
+        return self.objective.target(self.network, particles)
+
+    def loss(self, x, noise, s, r, t):
+        particles = self.noised(x, noise, s, r, t)
+        target = self.target(particles)
+        return self.objective.loss(self.network, particles, target)
+
+    def loss_of_output(self, g, particles, target):
+        """The loss where the network's output is g."""
+        network = self.network_of(lambda *_: g)
+        return self.objective.loss(network, particles, target)
+
+    def output(self, particles):
+        """G of the particles, in float32."""
+        x, t, s = map(numpy, (particles.x_t, particles.t, particles.s))
+        network = network_in_numpy(self.flow_map_options["schedule"])
+        return network(x, t, s).astype("float32")
 
 
 def data(dtype="float32", batch=GROUPS * M, seed=0):
@@ -84,163 +159,8 @@ def random_times(dtype, max_time, seed=1):
     return (t * rng.uniform(0.0, 0.9, GROUPS)).astype(dtype), t.astype(dtype)
 
 
-def noised(mm, x, noise, s, r, t):
-    """Particles from arrays, with one s, r, t per group."""
-    times = [
-        ops.convert_to_tensor(np.repeat(time, mm.group_size)) for time in (s, r, t)
-    ]
-    return mm.noised(*map(ops.convert_to_tensor, (x, noise)), *times)
-
-
-def loss_of(mm, x, noise, s, r, t):
-    particles, flow_map = noised(mm, x, noise, s, r, t), flow_map_of(mm)
-    return mm.loss(flow_map, particles, mm.target(flow_map, particles))
-
-
 def numpy(x):
     return np.asarray(ops.convert_to_numpy(x))
-
-
-# -- grouped_mmd
-
-SCALES = np.array([0.3, 1.0, 3.0, 10.0, 0.5, 2.0], "float32")
-
-
-def mmd(y, y_target, scales=SCALES, kernel="laplace", group_size=M):
-    return numpy(objective.grouped_mmd(y, y_target, scales, kernel, group_size))
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@every_kernel
-def test_grouped_mmd(kernel, formula, dtype):
-    y, y_target = data(dtype)
-    result = objective.grouped_mmd(y, y_target, SCALES, kernel, M)
-    assert dtype_of(result) == dtype
-    expected = reference.grouped_mmd(y, y_target, SCALES, formula, M)
-    rtol = {"float32": 2e-5, "float64": 1e-12}[dtype]
-    np.testing.assert_allclose(numpy(result), expected, rtol=rtol)
-
-
-def test_images_are_flattened():
-    y, y_target = data()
-    images = [x.reshape(-1, 2, 3, 2) for x in (y, y_target)]
-    np.testing.assert_allclose(mmd(*images), mmd(y, y_target), rtol=1e-6)
-
-
-@every_kernel
-def test_order_within_a_group_does_not_matter(kernel, formula):
-    y, y_target = data()
-    rng = np.random.default_rng(4)
-
-    def shuffled(x):
-        return rng.permuted(x.reshape(GROUPS, M, -1), axis=1).reshape(x.shape)
-
-    # Whole rows, each set by itself.
-    order = np.concatenate([M * i + rng.permutation(M) for i in range(GROUPS)])
-    expected = mmd(y, y_target, kernel=kernel)
-    for pair in [(y[order], y_target), (y, y_target[order])]:
-        np.testing.assert_allclose(mmd(*pair, kernel=kernel), expected, rtol=2e-5)
-    # Between groups it does matter.
-    assert not np.allclose(mmd(np.roll(y, 1, 0), y_target, kernel=kernel), expected)
-
-
-@every_kernel
-def test_groups_are_independent(kernel, formula):
-    y, y_target = data()
-    before = mmd(y, y_target, kernel=kernel)
-    y = y.copy()
-    y[2 * M : 3 * M] += 1
-    after = mmd(y, y_target, kernel=kernel)
-    changed = before != after
-    assert changed.tolist() == [False, False, True, False, False, False]
-
-
-@pytest.mark.parametrize("kernel", ["laplace", "rbf"])
-def test_characteristic_kernels_are_never_negative(kernel):
-    for seed, spread in enumerate([1e-6, 1e-3, 1.0, 30.0]):
-        y, noise = data(seed=seed)
-        values = mmd(y, y + spread * noise, kernel=kernel)
-        # In exact arithmetic; here to the rounding of a mean of numbers below 1.
-        assert np.all(values > -1e-7)
-        assert spread < 1 or np.all(values > 1e-3)
-
-
-@every_kernel
-def test_identical_sets_have_no_distance(kernel, formula):
-    y = data()[0]
-    assert np.all(mmd(y, y, kernel=kernel) == 0)
-    # In another order too.
-    backwards = y.reshape(GROUPS, M, -1)[:, ::-1].reshape(y.shape)
-    np.testing.assert_allclose(mmd(y, backwards, kernel=kernel), 0, atol=2e-6)
-
-
-def test_float16_particles_are_computed_in_float32():
-    y, y_target = data("float16")
-    expected = reference.grouped_mmd(y, y_target, SCALES, reference.laplace, M)
-    y, y_target = map(ops.convert_to_tensor, (y, y_target))
-    result = objective.grouped_mmd(y, y_target, SCALES.astype("float16"))
-    assert dtype_of(result) == "float32"
-    np.testing.assert_allclose(numpy(result), expected, rtol=1e-3)  # 0.3 in float16
-    result = objective.grouped_mmd(y, y_target, SCALES)
-    np.testing.assert_allclose(numpy(result), expected, rtol=2e-5)
-
-
-def test_inputs_of_mixed_precision():
-    y, y_target = data()
-    expected = mmd(y, y_target)
-    mixed = mmd(y, y_target.astype("float64"), SCALES.astype("float64"))
-    np.testing.assert_allclose(mixed, expected, rtol=1e-6)
-
-
-def test_nan_is_not_hidden():
-    y, y_target = data()
-    y = y.copy()
-    y[5, 3] = np.nan
-    assert np.isnan(mmd(y, y_target)).tolist() == [False, True] + [False] * 4
-
-
-def test_near_particles_of_many_dimensions():
-    """D = 3072 and the target 0.1% away, where the Gram form of ||x - y||^2 fails."""
-    rng = np.random.default_rng(6)
-    y = (SIGMA_DATA * rng.standard_normal((M, 3072))).astype("float32")
-    y_target = (y * (1 + 1e-3 * rng.standard_normal(y.shape))).astype("float32")
-    scale = np.array([4.0], "float32")
-    exact = reference.grouped_mmd(y, y_target, scale, reference.laplace, M)
-
-    def gram(a, b):
-        squared = np.sum(a * a, -1)[:, None] + np.sum(b * b, -1) - 2 * a @ b.T
-        return np.expm1(-scale * np.sqrt(np.maximum(squared, 1e-16)) / 3072)
-
-    by_gram = gram(y, y) + gram(y_target, y_target) - 2 * gram(y, y_target)
-    bound = 5e-4
-    assert abs(by_gram.mean() / exact.item() - 1) > 100 * bound
-    np.testing.assert_allclose(mmd(y, y_target, scale), exact, rtol=bound)
-
-
-@pytest.mark.parametrize("group_size", [5, 7, 48])
-def test_the_group_size_must_divide_the_batch(group_size):
-    y, y_target = data()
-    with pytest.raises(ValueError, match="must be a multiple of `group_size`") as error:
-        mmd(y, y_target, group_size=group_size)
-    assert f"group_size={group_size}, accumulation_steps=1, batch size 24" in str(
-        error.value
-    )
-    with pytest.raises(ValueError, match="must be a multiple of `group_size`"):
-        make(group_size=group_size).draw(y, None, keras.random.SeedGenerator(0))
-
-
-@pytest.mark.parametrize("group_size", [0, -4, 1.5, None])
-def test_the_group_size_must_be_a_positive_integer(group_size):
-    y, y_target = data()
-    with pytest.raises(ValueError, match="`group_size` must be an integer") as error:
-        mmd(y, y_target, group_size=group_size)
-    assert f"group_size={group_size!r}" in str(error.value)
-
-
-def test_an_unknown_kernel_lists_the_known_ones():
-    with pytest.raises(ValueError, match="'laplace', 'rbf', 'energy'") as error:
-        mmd(*data(), kernel="linear")
-    assert "kernel='linear'" in str(error.value)
 
 
 # -- Eq. 67
@@ -264,8 +184,9 @@ def test_equation_67(parameterization, schedule, kernel, formula, k, rtol, dtype
     s, t = random_times(dtype, max_time)
     r = reference.r("eta_decrement", schedule, s, t, k, 0.0, 0.0, max_time)
     r = r.astype(dtype)
-    loss = loss_of(make(schedule, parameterization, kernel), x, noise, s, r, t)
+    loss = Case(schedule, parameterization, kernel).loss(x, noise, s, r, t)
     assert dtype_of(loss) == dtype
+    network = network_in_numpy(schedule)
     expected = reference.loss(
         network, x, noise, s, r, t, parameterization, schedule, formula, M, A, B
     )
@@ -275,21 +196,16 @@ def test_equation_67(parameterization, schedule, kernel, formula, k, rtol, dtype
 @every_kernel
 def test_gradient_of_the_network_output(kernel, formula):
     """Against differences of Eq. 67 in float64, with the target held still."""
-    mm = make(kernel=kernel)
+    case = Case(kernel=kernel)
     x, noise = data()
     s, t = random_times("float32", 0.9)
     r = reference.r("eta_decrement", "flow_matching", s, t, 6, 0.0, 0.0, 0.994)
-    particles = noised(mm, x, noise, s, r.astype("float32"), t)
-    flow_map = flow_map_of(mm)
-    y_target = mm.target(flow_map, particles)
-
-    def loss(g):
-        return mm.loss(
-            lambda x, t, s, labels: with_output(mm, x, t, s, g), particles, y_target
-        )
-
-    g = network(*map(numpy, (particles.x_t, particles.t, particles.s)))
-    _, gradient = value_and_gradient(loss, g.astype("float32"))
+    particles = case.noised(x, noise, s, r.astype("float32"), t)
+    y_target = case.target(particles)
+    g = case.output(particles)
+    _, gradient = value_and_gradient(
+        lambda g: case.loss_of_output(g, particles, y_target), g
+    )
 
     args = ("simple_edm", "flow_matching", *map(numpy, (particles.s, particles.t)))
     skip = reference.c_skip(*args)[:, None]
@@ -303,7 +219,7 @@ def test_gradient_of_the_network_output(kernel, formula):
         return np.mean(weight * values)
 
     for i, j in [(0, 0), (5, 3), (14, 11), (23, 7)]:
-        step = np.zeros_like(g)
+        step = np.zeros(g.shape)
         step[i, j] = 1e-5
         slope = (exact(g + step) - exact(g - step)) / 2e-5
         assert gradient[i, j] == pytest.approx(slope, rel=2e-3, abs=1e-7)
@@ -327,18 +243,13 @@ def edge_times(min_time, max_time):
     return np.array(pairs, "float32").T
 
 
-def losses_and_gradients(mm, s, r, t, x, noise):
+def losses_and_gradients(case, s, r, t, x, noise):
     """Of the whole batch, with respect to the network's output."""
-    particles, flow_map = noised(mm, x, noise, s, r, t), flow_map_of(mm)
-    y_target = mm.target(flow_map, particles)
-    g = network(*map(numpy, (particles.x_t, particles.t, particles.s)))
-
-    def loss(g):
-        return mm.loss(
-            lambda x, t, s, labels: with_output(mm, x, t, s, g), particles, y_target
-        )
-
-    return value_and_gradient(loss, g.astype("float32"))
+    particles = case.noised(x, noise, s, r, t)
+    y_target = case.target(particles)
+    return value_and_gradient(
+        lambda g: case.loss_of_output(g, particles, y_target), case.output(particles)
+    )
 
 
 @pytest.mark.parametrize(
@@ -348,18 +259,18 @@ def losses_and_gradients(mm, s, r, t, x, noise):
     + [("simple_edm", "cosine", name) for name in KERNELS if name != "laplace"],
 )
 def test_finite_over_the_whole_range(parameterization, schedule, kernel):
-    mm = make(schedule, parameterization, KERNELS[kernel][0])
+    case = Case(schedule, parameterization, KERNELS[kernel][0])
     times = []
     for min_time in (0.0, 0.006):
-        s, t = edge_times(min_time, mm.max_time)
-        r = mm.time_mapping(mm.schedule, s, t, min_time, mm.max_time)
+        s, t = edge_times(min_time, case.max_time)
+        r = case.objective.time_mapping(case.schedule, s, t, min_time, case.max_time)
         times.append([s, numpy(r), t])
     s, r, t = np.concatenate(times, axis=1)
     x, noise = data(batch=len(t) * M)
     # Two of the particles of every group are the same.
     for each in (x, noise):
         each[1::M] = each[0::M]
-    loss, gradient = losses_and_gradients(mm, s, r, t, x, noise)
+    loss, gradient = losses_and_gradients(case, s, r, t, x, noise)
     assert np.isfinite(loss)
     assert np.all(np.isfinite(gradient))
     gradient = np.abs(gradient).reshape(len(t), -1).max(axis=1)
@@ -373,47 +284,43 @@ def test_finite_over_the_whole_range(parameterization, schedule, kernel):
     + [("simple_edm", "cosine", name) for name in KERNELS if name != "laplace"],
 )
 def test_equal_times_give_exactly_zero(parameterization, schedule, kernel):
-    mm = make(schedule, parameterization, KERNELS[kernel][0])
-    t = np.array([0.0, 1e-7, 0.006, 0.3, 0.7, mm.max_time], "float32")
-    loss, gradient = losses_and_gradients(mm, t, t, t, *data())
+    case = Case(schedule, parameterization, KERNELS[kernel][0])
+    t = np.array([0.0, 1e-7, 0.006, 0.3, 0.7, case.max_time], "float32")
+    loss, gradient = losses_and_gradients(case, t, t, t, *data())
     assert loss == 0
     assert np.all(gradient == 0)
 
 
 def test_rounding_between_the_passes_costs_nothing_at_equal_times():
     """A compiler may round the pass with gradient otherwise than the target's."""
-    mm = make()
+    case = Case()
     x, noise = data()
     s, t = random_times("float32", 0.9)
     s[:3] = t[:3]
-    particles, flow_map = noised(mm, x, noise, s, t, t), flow_map_of(mm)
-    y_target = (1 + 1e-6) * mm.target(flow_map, particles)
-    g = network(*map(numpy, (particles.x_t, particles.t, particles.s)))
-
-    def loss(g):
-        return mm.loss(
-            lambda x, t, s, labels: with_output(mm, x, t, s, g), particles, y_target
-        )
-
-    _, gradient = value_and_gradient(loss, g.astype("float32"))
+    particles = case.noised(x, noise, s, t, t)
+    y_target = (1 + 1e-6) * case.target(particles)
+    _, gradient = value_and_gradient(
+        lambda g: case.loss_of_output(g, particles, y_target), case.output(particles)
+    )
     assert np.all(gradient[: 3 * M] == 0)
     assert np.any(gradient[3 * M :] != 0)
     particles = particles._replace(s=particles.t)
-    assert numpy(mm.loss(flow_map, particles, (1 + 1e-6) * particles.x_t)) == 0
+    target = (1 + 1e-6) * particles.x_t
+    assert numpy(case.objective.loss(case.network, particles, target)) == 0
 
 
 @pytest.mark.parametrize("kernel", ["laplace", "energy"])
 def test_equal_times_give_exactly_zero_when_compiled(kernel):
-    mm = make("cosine", "simple_edm", kernel)
-    t = np.array([0.0, 1e-7, 0.006, 0.3, 0.7, mm.max_time], "float32")
+    case = Case("cosine", "simple_edm", kernel)
+    t = np.array([0.0, 1e-7, 0.006, 0.3, 0.7, case.max_time], "float32")
     times = [np.repeat(t, M)] * 3
-    flow_map = flow_map_of(mm)
+    mm, network = case.objective, case.network
 
     def loss(x, noise, s, r, t):
-        particles = mm.noised(x, noise, s, r, t)
-        return mm.loss(flow_map, particles, mm.target(flow_map, particles))
+        particles = mm.noised(network, x, noise, s, r, t)
+        return mm.loss(network, particles, mm.target(network, particles))
 
-    compiled = compilation.compile_function(loss)
+    compiled = backend.compile_function(loss)
     assert numpy(compiled(*map(ops.convert_to_tensor, (*data(), *times)))) == 0
 
 
@@ -426,7 +333,8 @@ def test_one_particle_and_energy_give_the_consistency_loss(
     parameterization, schedule, s_is_zero
 ):
     """Lemma 1: 2 w ||f_{s,t}(x_t) - f_{s,r}(x_r)||^2."""
-    mm = make(schedule, parameterization, "energy", group_size=1)
+    case = Case(schedule, parameterization, "energy", group_size=1)
+    network = network_in_numpy(schedule)
     s, t = random_times("float32", 0.99)
     r = t - np.float32(0.25) * (t - s)
     if s_is_zero:
@@ -442,7 +350,7 @@ def test_one_particle_and_energy_give_the_consistency_loss(
 
     distance = f(a_t * x + b_t * noise, t) - f(a_r * x + b_r * noise, r)
     consistency = reference.weight(schedule, t, A, B) * np.sum(distance**2, axis=-1)
-    loss = loss_of(mm, x, noise, s, r, t)
+    loss = case.loss(x, noise, s, r, t)
     np.testing.assert_allclose(numpy(loss), 2 * np.mean(consistency), rtol=1e-5)
 
 
@@ -451,7 +359,7 @@ def test_one_particle_and_energy_give_the_consistency_loss(
 @pytest.mark.parametrize("parameterization", ["identity", "simple_edm"])
 def test_generative_moment_matching_network(parameterization, schedule, kernel):
     """App. G.3: t = 1, r = s = 0 and w = 1 is the MMD of f(noise) and the data."""
-    mm = make(
+    case = Case(
         schedule,
         parameterization,
         kernel,
@@ -461,43 +369,47 @@ def test_generative_moment_matching_network(parameterization, schedule, kernel):
     )
     x, noise = data()
     zero, one = np.zeros(GROUPS, "float32"), np.ones(GROUPS, "float32")
-    particles, flow_map = noised(mm, x, noise, zero, zero, one), flow_map_of(mm)
-    y_target = mm.target(flow_map, particles)
+    particles = case.noised(x, noise, zero, zero, one)
+    y_target = case.target(particles)
     np.testing.assert_array_equal(numpy(particles.x_t), noise)
     np.testing.assert_array_equal(numpy(y_target), x)
 
     out = 1.0 if parameterization == "identity" else -SIGMA_DATA
     each = np.ones(GROUPS * M)
+    network = network_in_numpy(schedule)
     y = out * network(reference.float64(noise), each, 0 * each)  # c_skip(0, 1) = 0
     scales = one / abs(out)
     formula = KERNELS[kernel][1]
     expected = np.mean(reference.grouped_mmd(y, x, scales, formula, M))
-    loss = mm.loss(flow_map, particles, y_target)
+    loss = case.objective.loss(case.network, particles, y_target)
     np.testing.assert_allclose(numpy(loss), expected, rtol=1e-5)
 
 
 def test_flow_map_is_called_with_the_particles():
     """f_{s,t}(x_t) with the labels, f_{s,r}(x_r) with the target's labels."""
-    mm, calls = make(), []
+    case, calls = Case(), []
     names = ("x_t", "x_r", "s", "r", "t", "labels", "target_labels")
     s, t = random_times("float32", 0.99)
-    particles = noised(mm, *data(), s, t, t)._replace(
+    particles = case.noised(*data(), s, t, t)._replace(
         s="s", r="r", labels="labels", target_labels="target labels"
     )
-    assert particles._fields == (*names, "augmentation_labels")
+    assert particles._fields == names
 
-    def flow_map(*args):
-        calls.append(args)
-        return args[0]
+    class Recorded(Network):
+        def flow_map(self, *args, **_):
+            calls.append(args)
+            return args[0]
 
-    mm.target(flow_map, particles)
+    network = Recorded(FlowMap(FunctionNetwork(None), **case.flow_map_options))
+    case.objective.target(network, particles)
     assert calls.pop() == (particles.x_r, "r", "s", "target labels")
     particles = particles._replace(s=particles.t)
-    mm.loss(flow_map, particles, particles.x_t)
+    case.objective.loss(network, particles, particles.x_t)
     x_t, t, s, labels = calls.pop()
     assert x_t is particles.x_t
     assert t is s is particles.t
     assert labels == "labels"
+    assert not calls
 
 
 # -- Draws
@@ -507,18 +419,23 @@ class Draw:
     """One large draw of particles, as NumPy."""
 
     def __init__(self, dtype="float32", seed=0, **options):
-        min_time = options.setdefault("min_time", 0.006)
-        self.mm = make(label_dropout=0.1, null_label=10, **options)
+        options.setdefault("min_time", 0.006)
+        self.case = Case(label_dropout=0.1, num_classes=10, **options)
         rng = np.random.default_rng(8)
         self.x = rng.uniform(-1, 1, (2048 * M, 2, 3)).astype(dtype)
         self.labels = (np.arange(2048 * M) % 10).astype("int32")
         self.seed = keras.random.SeedGenerator(seed)
-        self.min_time, self.max_time = min_time, self.mm.max_time
 
-    def __call__(self, **options):
-        p = self.mm.draw(self.x, self.labels, self.seed, **options)
-        assert p.augmentation_labels is None  # the model's to set
-        return objective.Particles(*map(numpy, p[:-1]))
+    def __call__(self, labels=True, training=True):
+        p = self.case.objective.draw(
+            self.case.network,
+            ops.convert_to_tensor(self.x),
+            ops.convert_to_tensor(self.labels) if labels else None,
+            self.seed,
+            ops.zeros(()),
+            training,
+        )
+        return Particles(*(None if field is None else numpy(field) for field in p))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -531,7 +448,8 @@ def test_draw_of_shared_times(dtype):
         assert np.all(time == time[:, :1])
         assert len(np.unique(time[:, 0])) > 2000
     s, r, t = (time[:, 0] for time in groups)
-    mapped = numpy(draw.mm.time_mapping(draw.mm.schedule, s, t, 0.006, 0.994))
+    mapping, schedule = draw.case.objective.time_mapping, draw.case.schedule
+    mapped = numpy(mapping(schedule, s, t, 0.006, 0.994))
     np.testing.assert_array_equal(r, mapped)
     assert p.x_t.dtype == p.x_r.dtype == dtype
 
@@ -586,10 +504,10 @@ def test_label_dropout(drop_target_labels):
 
 def test_labels_stay_without_dropout():
     draw = Draw()
-    p = draw(dropout=False)
+    p = draw(training=False)
     np.testing.assert_array_equal(p.labels, draw.labels)
     np.testing.assert_array_equal(p.target_labels, draw.labels)
-    unconditional = draw.mm.draw(draw.x, None, draw.seed)
+    unconditional = draw(labels=False)
     assert unconditional.labels is None
     assert unconditional.target_labels is None
 
@@ -597,8 +515,7 @@ def test_labels_stay_without_dropout():
 def test_draws_repeat_with_the_seed_and_differ_from_each_other():
     draw, again, other = (Draw(seed=seed) for seed in (3, 3, 4))
     first, second = draw(), draw()
-    draws = (draw[:-1] for draw in (first, again(), second, other()))
-    for a, b, c, d in zip(*draws, strict=True):
+    for a, b, c, d in zip(first, again(), second, other(), strict=True):
         np.testing.assert_array_equal(a, b)
         assert np.any(a != c)
         assert np.any(a != d)
@@ -607,7 +524,8 @@ def test_draws_repeat_with_the_seed_and_differ_from_each_other():
 def test_an_integer_seed_is_refused():
     """It would give t, s and the noise the same random numbers."""
     with pytest.raises(ValueError, match="`seed` must be a SeedGenerator") as error:
-        make().draw(data()[0], None, 0)
+        case = Case()
+        case.objective.draw(case.network, data()[0], None, 0, None, True)
     assert "seed=0" in str(error.value)
 
 
@@ -627,14 +545,14 @@ def test_an_integer_seed_is_refused():
         ({"max_time": 1.0}, "max_time=1.0"),  # of EtaDecrement
         ({"min_time": 0.994}, "min_time=0.994"),
         ({"min_time": -0.1}, "min_time=-0.1"),
-        ({"label_dropout": 1.5, "null_label": 1}, "label_dropout=1.5"),
-        ({"label_dropout": 0.1}, "null_label=None"),
+        ({"label_dropout": 1.5}, "label_dropout=1.5"),
+        ({"drop_target_labels": 1}, "drop_target_labels=1"),
         ({"schedule": "cosine", "parameterization": "euler_fm"}, "schedule=<"),
     ],
 )
 def test_arguments_are_checked(options, message):
     with pytest.raises(ValueError) as error:
-        make(**options)
+        Case(**options)
     assert message in str(error.value)
     assert f"`{next(iter(options))}" in str(error.value) or "euler_fm" in str(error)
 
@@ -642,12 +560,16 @@ def test_arguments_are_checked(options, message):
 @pytest.mark.parametrize("sigma_data", [0, -1.0, float("nan"), None])
 def test_sigma_data_is_checked(sigma_data):
     with pytest.raises(ValueError, match="`sigma_data` must be") as error:
-        objective.MomentMatching(
-            "cosine",
-            "simple_edm",
-            "eta_decrement",
-            "laplace",
-            "elbo",
-            sigma_data=sigma_data,
-        )
+        Case(sigma_data=sigma_data)
     assert f"sigma_data={sigma_data!r}" in str(error.value)
+
+
+@pytest.mark.parametrize("group_size", [5, 7, 48])
+def test_the_group_size_must_divide_the_batch(group_size):
+    case = Case(group_size=group_size)
+    seed = keras.random.SeedGenerator(0)
+    with pytest.raises(ValueError, match="must be a multiple of `group_size`") as error:
+        case.objective.draw(case.network, data()[0], None, seed, None, True)
+    assert f"group_size={group_size}, accumulation_steps=1, batch size 24" in str(
+        error.value
+    )

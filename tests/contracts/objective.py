@@ -1,0 +1,229 @@
+"""What every objective must do."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from backends import value_and_gradient
+from keras import ops
+from small_dit import small_dit
+
+import keras_imm
+from contracts.serializable import SerializableContract
+from keras_imm.backend.attention import in_forward_mode
+from keras_imm.objectives import Objective
+from keras_imm.samplers import SamplingPlan
+
+RUNS = 4  # of rows that stay together, in a batch
+STEP = 3
+
+
+def numpy(x):
+    return np.asarray(ops.convert_to_numpy(ops.stop_gradient(x)))
+
+
+def tensors(data):
+    return tuple(map(ops.convert_to_tensor, data))
+
+
+def new_model(objective, num_classes=3, dropout=0.0, **options):
+    """A small model, with random weights of which none is zero."""
+    backbone = small_dit(num_classes=num_classes, dropout=dropout)
+    model = keras_imm.FlowMapModel(backbone, objective=objective, **options)
+    rng = np.random.default_rng(7)
+    for v in model.backbone.trainable_variables:
+        v.assign(0.3 * rng.standard_normal(v.shape).astype("float32"))
+    model.compile(keras.optimizers.SGD(1e-3))
+    return model
+
+
+class ObjectiveContract(SerializableContract):
+    """`make()` returns a `keras_imm.objectives.Objective`."""
+
+    @pytest.fixture
+    def objective(self, instance):
+        assert isinstance(instance, Objective)
+        instance.total_steps = instance.total_steps or 10
+        return instance
+
+    @pytest.fixture
+    def data(self, objective):
+        rows = RUNS * objective.rows_together
+        rng = np.random.default_rng(1)
+        x = 0.5 * rng.standard_normal((rows, 4, 4, 1)).astype("float32")
+        return x, (np.arange(rows) % 3).astype("int32")
+
+    @pytest.fixture
+    def drawn(self, objective, data):
+        """The loss of batches, one of these, and the optimizer's steps."""
+        step = ops.convert_to_tensor(STEP, "int32")
+        batch_loss = new_model(objective).batch_loss()
+        return batch_loss, batch_loss.draw(tensors(data), step), step
+
+    def test_registered_outside_of_the_schedules_package(self, objective):
+        kind = type(objective)
+        package = keras.saving.get_registered_name(kind).split(">")[0]
+        if kind.__module__.startswith("keras_imm."):
+            assert package == "keras_imm.objectives"
+        else:
+            assert not package.startswith("keras_imm")
+
+    def test_attributes(self, objective):
+        assert objective.rows_together >= 1
+        assert objective.network_passes >= 3.0
+        assert all(0 <= momentum < 1 for momentum in objective.averages.values())
+        assert 0 <= objective.label_dropout <= 1
+        known = {"schedule", "parameterization", "second_time", "time_scale"}
+        assert set(objective.flow_map) <= known | {"min_time", "max_time"}
+
+    @pytest.mark.parametrize("training", [True, False])
+    @pytest.mark.parametrize("num_classes", [0, 3])
+    def test_particles_have_the_batch_as_their_first_axis(
+        self, objective, data, num_classes, training
+    ):
+        model = new_model(objective, num_classes)
+        step = ops.convert_to_tensor(STEP, "int32") if training else None
+        batch = model.batch_loss().draw(tensors(data), step, training=training)
+        fields = batch.particles._asdict()
+        assert any(field is not None for field in fields.values())
+        for name, field in fields.items():
+            if field is not None:
+                assert field.shape[0] == len(data[0]), name
+                assert np.all(np.isfinite(numpy(field))), name
+
+    def test_draws_follow_the_seed(self, objective, data):
+        step = ops.convert_to_tensor(STEP, "int32")
+        drawn = []
+        for seed in (0, 0, 1):
+            batch_loss = new_model(objective, seed=seed).batch_loss()
+            drawn += [batch_loss.draw(tensors(data), step).particles for _ in range(2)]
+
+        def differ(a, b):
+            pairs = zip(a, b, strict=True)
+            return any(x is not None and np.any(numpy(x) != numpy(y)) for x, y in pairs)
+
+        first, second, again, _, other, _ = drawn
+        assert not differ(first, again)
+        assert differ(first, second)
+        assert differ(first, other)
+
+    def test_micro_batches_are_whole_runs_and_cover_the_batch(self, objective, data):
+        model = new_model(objective, accumulation_steps=2)
+        step = ops.convert_to_tensor(STEP, "int32")
+        batch = model.batch_loss().draw(tensors(data), step)
+        parts = [model.batch_loss().micro_batch(batch, i) for i in range(2)]
+        for name, field in batch.particles._asdict().items():
+            if field is None:
+                assert all(getattr(part.particles, name) is None for part in parts)
+                continue
+            runs = numpy(field).reshape(RUNS, objective.rows_together, -1)
+            found = [numpy(getattr(part.particles, name)) for part in parts]
+            halves = [
+                half.reshape(RUNS // 2, objective.rows_together, -1) for half in found
+            ]
+            for i, run in enumerate(runs):
+                np.testing.assert_array_equal(halves[i % 2][i // 2], run, err_msg=name)
+
+    def test_the_loss_is_a_finite_scalar(self, drawn):
+        batch_loss, batch, step = drawn
+        target = batch_loss.target(batch, step)
+        loss, others = batch_loss.loss(batch, target, step)
+        assert tuple(loss.shape) == ()
+        assert np.isfinite(numpy(loss))
+        for name, value in others.items():
+            assert tuple(ops.shape(value)) == (), name
+            assert np.isfinite(numpy(value)), name
+
+    def test_the_loss_of_a_batch_is_the_mean_of_its_parts(self, objective, data):
+        model = new_model(objective, accumulation_steps=2)
+        batch_loss, step = model.batch_loss(), ops.convert_to_tensor(STEP, "int32")
+        batch = batch_loss.draw(tensors(data), step)
+
+        def loss(batch):
+            target = batch_loss.target(batch, step)
+            return numpy(batch_loss.loss(batch, target, step)[0])
+
+        parts = [loss(batch_loss.micro_batch(batch, i)) for i in range(2)]
+        np.testing.assert_allclose(np.mean(parts), loss(batch), rtol=1e-4)
+
+    def test_the_loss_has_a_gradient_and_its_target_has_none(self, drawn):
+        batch_loss, batch, step = drawn
+        variable = batch_loss.flow_map.backbone.final_layer.projection.kernel
+        start = ops.convert_to_numpy(variable)
+
+        def with_weight(function):
+            def call(value):
+                with keras.StatelessScope(state_mapping=[(variable, value)]):
+                    return function() + 0.0 * ops.sum(value)
+
+            return value_and_gradient(call, start)[1]
+
+        def target():
+            leaves = keras.tree.flatten(batch_loss.target(batch, step))
+            sums = [ops.sum(leaf) for leaf in leaves if leaf is not None]
+            return sum(sums, ops.zeros(()))
+
+        fixed = batch_loss.target(batch, step)
+        gradient = with_weight(lambda: batch_loss.loss(batch, fixed, step)[0])
+        assert np.all(np.isfinite(gradient))
+        assert np.abs(gradient).max() > 1e-8
+        np.testing.assert_array_equal(with_weight(target), 0.0)
+
+    def test_network_passes_are_those_that_are_made(self, drawn, monkeypatch):
+        """A forward pass is 1, its derivative another, their backward pass twice."""
+        batch_loss, batch, step = drawn
+        backbone, passes = batch_loss.flow_map.backbone, []
+        call = backbone.call
+
+        def counted(*args, **kwargs):
+            passes.append(2.0 if in_forward_mode() else 1.0)
+            return call(*args, **kwargs)
+
+        monkeypatch.setattr(backbone, "call", counted)
+        target = batch_loss.target(batch, step)
+        forward = sum(passes)
+        passes.clear()
+        batch_loss.loss(batch, target, step)
+        total = forward + 3 * sum(passes)
+        assert total == batch_loss.objective.network_passes
+
+    def test_one_step(self, objective, data):
+        model = new_model(objective, dropout=0.1)
+        before = [ops.convert_to_numpy(v) for v in model.trainable_variables]
+        history = model.fit(*data, batch_size=len(data[0]), verbose=0).history
+        assert np.isfinite(history["loss"]).all()
+        after = [ops.convert_to_numpy(v) for v in model.trainable_variables]
+        assert all(np.all(np.isfinite(value)) for value in after)
+        assert any(np.any(a != b) for a, b in zip(before, after, strict=True))
+        losses = [model.evaluate(*data, batch_size=len(data[0]), verbose=0)] * 2
+        assert losses[0] == losses[1]
+
+    def test_a_batch_of_incomplete_runs_is_refused(self, objective, data):
+        if objective.rows_together == 1:
+            pytest.skip("one row is a run")
+        with pytest.raises(ValueError, match="must be a multiple of"):
+            new_model(objective).train_on_batch(data[0][1:], data[1][1:])
+
+    def test_sampling_by_default(self, objective):
+        model = new_model(objective)
+        plan = SamplingPlan().completed(objective)
+        plan.check(model.flow)
+        assert plan.num_steps >= 1
+        images = model.generate([0, 1, 2], seed=0)
+        assert images.shape == (3, 4, 4, 1)
+        assert np.all(np.isfinite(images))
+        asked = model.generate(
+            [0, 1, 2],
+            num_steps=plan.num_steps,
+            sampler=plan.sampler,
+            time_grid=plan.time_grid,
+            seed=0,
+        )
+        np.testing.assert_array_equal(images, asked)
+
+    def test_config_round_trip_inside_a_model(self, objective):
+        config = json.loads(json.dumps(new_model(objective).get_config()))
+        again = keras_imm.FlowMapModel.from_config(config)
+        assert type(again.objective) is type(objective)
+        assert again.objective.get_config() == objective.get_config()
