@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-from keras.src.backend import AutocastScope
+from keras.src.backend.common.variables import AutocastScope
 
 SEEN_WITH = ("3.15",)
 
