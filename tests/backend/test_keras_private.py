@@ -37,7 +37,7 @@ def built_optimizer(kind=keras.optimizers.Adam, **options):
 
 
 def apply(optimizer, gradients, variables):
-    """One step; with a scaled loss JAX's optimizers have none that changes variables."""
+    """One step. JAX's with a scaled loss changes no variables itself."""
     if keras.backend.backend() != "jax":
         optimizer.apply(gradients, variables)
         return
