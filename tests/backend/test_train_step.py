@@ -1,6 +1,6 @@
 """One train step of an objective whose loss and gradient are closed forms."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 import numpy as np
@@ -35,8 +35,8 @@ class Square(Objective):
     """Mean of (G(x) - target)^2, with G(x) = w x, and the means of what it saw."""
 
     rows_together = 2
-    averages = {"slow": MOMENTUM}
-    flow_map = {"parameterization": "identity"}
+    averages: ClassVar = {"slow": MOMENTUM}
+    flow_map: ClassVar = {"parameterization": "identity"}
 
     def draw(self, network, x, labels, seed, progress, training):
         return Rows(x, ops.broadcast_to(progress, (ops.shape(x)[0],)))
