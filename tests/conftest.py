@@ -19,33 +19,15 @@ from small_dit import small_dit
 
 import keras_imm
 
-# Modules of tests of NumPy code that no backend computes in: once is enough, where the
-# rest takes the shortest.
-NUMPY_ALONE = {
-    *("test_batch_order", "test_decoding", "test_image_arrays", "test_image_folder"),
-    *(
-        "test_encode_latents",
-        "test_latent_shards",
-        "test_worker_processes",
-        "test_corrupt_records",
-    ),
-    *("test_inception_score", "test_kernel_distance", "test_manifolds"),
-    *("test_moments", "test_reservoir", "test_reference_statistics"),
-}
-
 
 def pytest_collection_modifyitems(items):
     if keras.backend.backend() == "torch":
         return
     for item in items:
         mark = item.get_closest_marker("one_backend")
-        if item.path.stem in NUMPY_ALONE:
-            reason = "NumPy code, tested under torch"
-        elif mark:
+        if mark:
             reason = f"{mark.args[0]}: tested under torch"
-        else:
-            continue
-        item.add_marker(pytest.mark.skip(reason=reason))
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

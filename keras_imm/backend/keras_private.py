@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-from keras.src.backend import AutocastScope
+from keras.src.backend.common.variables import AutocastScope
 
 SEEN_WITH = ("3.15",)
 
@@ -21,6 +21,14 @@ OVERRIDDEN = {
     "jax": ("_get_jax_state", "_jax_state"),
     "tensorflow": (),
     "torch": ("_should_torch_compile",),
+}
+# Hooks of the development version of Keras 3.16, overridden before it is released: the
+# first is the new name of the one above, the second wraps every model in
+# DistributedDataParallel once there are several processes.
+OVERRIDDEN_IN_3_16 = {
+    "jax": (),
+    "tensorflow": (),
+    "torch": ("_use_torch_compile", "_initialize_ddp"),
 }
 
 
@@ -50,6 +58,15 @@ def weights_made_trainable(layer: keras.layers.Layer) -> list[keras.Variable]:
     """
     made = {id(v) for one in all_layers(layer) for v in one._trainable_variables}
     return [v for v in layer.weights if id(v) in made]
+
+
+def start_at_epoch(model: keras.Model, epoch: int | None) -> None:
+    """Has the `fit` that is beginning count its epochs from `epoch`.
+
+    Called by a callback in `on_train_begin`, as Keras's `BackupAndRestore` does it.
+    None at the end has the next `fit` count from where it is told.
+    """
+    model._initial_epoch = epoch
 
 
 def unwrap_optimizer(optimizer: Any) -> Any:
@@ -190,10 +207,18 @@ def replaced_updates(optimizer: Any, replacements: dict) -> Iterator[None]:
             delattr(inner, method)
 
 
+def variable_index(optimizer: Any, variable: keras.Variable) -> int:
+    """Place of a variable among those that an optimizer was built with.
+
+    `update_step`, which a subclass implements, is given the variable alone.
+    """
+    return optimizer._get_variable_index(variable)
+
+
 def adam_moments(optimizer: Any, variables: list) -> tuple[list, list]:
     """Values of an Adam's first and second moments of the variables."""
     inner = unwrap_optimizer(optimizer)
-    indices = [inner._get_variable_index(v) for v in variables]
+    indices = [variable_index(inner, v) for v in variables]
     return tuple(
         [moments[i].value for i in indices]
         for moments in (inner._momentums, inner._velocities)

@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from keras_imm import distribution
+from keras_imm.backend import keras_private
 from keras_imm.callbacks import training_state
 from keras_imm.files.atomic import (
     atomic_directory,
@@ -124,7 +125,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         if checkpoints:
             state = self._restore(checkpoints)
             # Where `fit` goes on; Keras reads it right after this method.
-            self.model._initial_epoch = state["epoch"]
+            keras_private.start_at_epoch(self.model, state["epoch"])
             self.logs = state["logs"]
             self._restored = len(self.logs)
             self._saved = state["epoch"]
@@ -160,7 +161,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             self.save()
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        self.model._initial_epoch = None
+        keras_private.start_at_epoch(self.model, None)
         if len(self.logs) > self._restored and self._saved < self._epoch:
             self.save()  # another callback has stopped the run
         self._complete_history()

@@ -2,9 +2,10 @@
 
 import os
 import pathlib
-from collections.abc import Iterator
 
 import keras
+
+from keras_imm.backend import keras_private
 
 # The published autoencoder's; KerasCV has 1e-5.
 EPSILON = 1e-6
@@ -81,15 +82,10 @@ def _keras_cv():
 
 
 def _sequential(name, input_shape, layers):
-    for layer in _sublayers(layers):
+    for layer in (one for each in layers for one in keras_private.all_layers(each)):
         if isinstance(layer, keras.layers.GroupNormalization):
             layer.epsilon = EPSILON
     return keras.Sequential([keras.Input(input_shape), *layers], name=name)
-
-
-def _sublayers(layers) -> Iterator[keras.layers.Layer]:
-    for layer in layers:
-        yield from layer._flatten_layers()
 
 
 class _Float32:

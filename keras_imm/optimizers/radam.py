@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_imm.backend import keras_private
 from keras_imm.validation import check_number, check_positive_number, check_rate
 
 
@@ -135,7 +136,7 @@ class RAdam(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate) -> None:
         coefficients = self._step.coefficients or self._coefficients()
-        index = self._get_variable_index(variable)
+        index = keras_private.variable_index(self, variable)
         m, v = self._momentums[index], self._velocities[index]
         own = keras.backend.standardize_dtype(variable.dtype)
         dtype = keras.backend.result_type(own, "float32")

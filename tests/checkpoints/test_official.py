@@ -1,8 +1,8 @@
+import itertools
 import json
 import os
 import pathlib
 import sys
-import time
 
 import huggingface_hub
 import keras
@@ -407,15 +407,17 @@ def load_watched(path):
     """The model or the ValueError that a file ends in, and nothing else."""
     global watching
     EVENTS.clear()
-    start = time.monotonic()
+    calls = itertools.count()
     watching = True
+    sys.setprofile(lambda frame, event, argument: next(calls))
     try:
         result = load_official(path)
     except ValueError as error:
         result = error
     finally:
+        sys.setprofile(None)
         watching = False
-    assert time.monotonic() - start < 5
+    assert next(calls) < 20_000_000  # of functions; a whole file takes 6 million
     assert not EVENTS
     return result
 

@@ -5,6 +5,8 @@ import pytest
 
 from keras_imm.datasets.batch_order import BatchOrder
 
+pytestmark = pytest.mark.one_backend("NumPy code")
+
 
 def passes(order, first, count):
     batches = range(

@@ -8,6 +8,8 @@ from image_files import encoded, pixels, write_classes
 
 from keras_imm.datasets import load
 
+pytestmark = pytest.mark.one_backend("NumPy code")
+
 
 @pytest.fixture
 def folder(tmp_path):

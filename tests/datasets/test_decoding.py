@@ -9,6 +9,8 @@ from PIL import Image
 
 from keras_imm.datasets.decoding import CorruptRecordError, center_crop, decode
 
+pytestmark = pytest.mark.one_backend("NumPy code")
+
 
 def bicubic(size, new_size):
     """Matrix of Keys's bicubic interpolation with antialiasing, in float64."""

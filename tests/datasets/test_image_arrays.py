@@ -8,6 +8,8 @@ from image_files import pixels
 
 from keras_imm.datasets.image_arrays import ImageArrays, ImageArraysFile
 
+pytestmark = pytest.mark.one_backend("NumPy code")
+
 
 def images(count=5):
     return np.stack([pixels(i) for i in range(count)])

@@ -7,6 +7,8 @@ from image_files import encoded, pixels, write_classes
 
 from keras_imm.datasets.image_folder import ImageFolder
 
+pytestmark = pytest.mark.one_backend("NumPy code")
+
 
 @pytest.fixture
 def folder(tmp_path):

@@ -11,6 +11,8 @@ import pytest
 from keras_imm.datasets.latent_shards import LatentShards
 from keras_imm.latents import shard_files
 
+pytestmark = pytest.mark.one_backend("NumPy code")
+
 COUNTS = (3, 0, 2)
 SHAPE = (2, 3, 8)
 

@@ -6,7 +6,10 @@ import subprocess
 import sys
 import time
 
+import pytest
 from scripts import ROOT
+
+pytestmark = pytest.mark.one_backend("NumPy code")
 
 SCRIPT = """
 import multiprocessing, os, signal

@@ -20,6 +20,8 @@ from scripts import ROOT
 from keras_imm.datasets.latent_shards import LatentShards
 from keras_imm.latents import shard_files
 
+pytestmark = pytest.mark.one_backend("NumPy code")
+
 SIZE = 16
 FLAGS = (f"--image_size={SIZE}", "--vae=tiny", "--shard_size=3", "--batch_size=2")
 

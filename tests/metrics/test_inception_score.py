@@ -5,6 +5,8 @@ import pytest
 
 from keras_imm.metrics import InceptionScore, inception_score
 
+pytestmark = pytest.mark.one_backend("NumPy code")
+
 
 def test_equals_the_golden_numbers(golden):
     found = inception_score(golden["logits"])

@@ -5,6 +5,8 @@ import pytest
 
 from keras_imm.metrics import KernelDistance, kernel_distance
 
+pytestmark = pytest.mark.one_backend("NumPy code")
+
 
 def test_equals_the_golden_numbers(golden):
     found = kernel_distance(golden["f1"], golden["f2"], 50, 200)

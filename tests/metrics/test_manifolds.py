@@ -12,6 +12,8 @@ from keras_imm.metrics import (
     precision_recall,
 )
 
+pytestmark = pytest.mark.one_backend("NumPy code")
+
 
 def radii(points, k):
     """scipy's k-th neighbour; the first that it finds is the point."""

@@ -5,6 +5,8 @@ import pytest
 
 from keras_imm.metrics import FrechetDistance, Moments, frechet_distance
 
+pytestmark = pytest.mark.one_backend("NumPy code")
+
 
 def stream(metric, features, sizes):
     for batch in np.split(features, np.cumsum(sizes)[:-1]):

@@ -9,6 +9,8 @@ import torch
 import keras_imm
 from keras_imm.metrics import ReferenceStatistics
 
+pytestmark = pytest.mark.one_backend("NumPy code")
+
 
 @pytest.fixture
 def moments():

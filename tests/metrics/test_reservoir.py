@@ -5,6 +5,8 @@ import pytest
 
 from keras_imm.metrics import FeatureReservoir
 
+pytestmark = pytest.mark.one_backend("NumPy code")
+
 
 def rows(numbers):
     return np.asarray(numbers, "float32")[:, None] * [1, 10]

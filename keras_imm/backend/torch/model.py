@@ -43,3 +43,12 @@ class TrainableModel(keras.Model):
     def _should_torch_compile(self) -> bool:
         """No: Keras would compile its own bookkeeping along with the step."""
         return False
+
+    _use_torch_compile = _should_torch_compile  # its name from Keras 3.16 on
+
+    def _initialize_ddp(self) -> None:
+        """Nothing: the step reduces gradients, of the weights that it trains.
+
+        From 3.16 on Keras wraps every model in `DistributedDataParallel` as soon as
+        there are several processes.
+        """

@@ -6,7 +6,7 @@ import socket
 import keras
 import numpy as np
 import pytest
-from distribution.children import seen_by
+from backend.several_devices.children import seen_by
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "jax", reason="Processes of JAX"
@@ -31,7 +31,7 @@ def seen(folder):
     def run(index):
         return seen_by(
             "jax",
-            "jax_hosts.py",
+            "jax/process_child.py",
             folder,
             arguments=(address, str(index)),
             seen=f"{index}/seen.json",
@@ -64,7 +64,7 @@ def test_the_update_is_that_of_one_device(seen, golden):
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
-    return seen_by("jax", "one_device.py", folder, JAX_ENABLE_X64="1")
+    return seen_by("jax", "several_devices/one_device.py", folder, JAX_ENABLE_X64="1")
 
 
 def test_the_first_process_saves_without_the_other(seen, folder):

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from distribution.children import seen_by
+from backend.several_devices.children import seen_by
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "jax", reason="Devices of JAX"
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(
 def seen(tmp_path_factory):
     return seen_by(
         "jax",
-        "jax_devices.py",
+        "jax/devices_child.py",
         tmp_path_factory.mktemp("jax"),
         XLA_FLAGS="--xla_force_host_platform_device_count=8 "
         "--xla_backend_optimization_level=0",

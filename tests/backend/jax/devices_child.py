@@ -10,14 +10,21 @@ import runs
 
 import keras_imm
 from keras_imm import distribution
+from keras_imm.backend import keras_private
+from keras_imm.objectives import MomentMatching
+
+
+def two_batches():
+    """Whole groups for both parts of a batch on each of four devices."""
+    return runs.Batches(*runs.data(64), 32)
 
 
 def same_update(strategy, optimizer, steps, **options):
     one = runs.make(optimizer=optimizer(), **options)
-    losses = runs.fit(one)
+    losses = runs.fit(one, two_batches())
     with strategy.scope():
         four = runs.make(optimizer=optimizer(), steps=steps, **options)
-        history = runs.fit(four)
+        history = runs.fit(four, two_batches())
     seen = {
         "losses": [losses, history],
         "difference": runs.difference(runs.state(four), runs.state(one)),
@@ -44,13 +51,13 @@ def afterwards(strategy, one, four, path):
         "averaged": runs.difference(raw, samples),
     }
     with strategy.scope():
-        seen["second_fit"] = runs.fit(four)
+        seen["second_fit"] = runs.fit(four, two_batches())
     return seen
 
 
 def own_draws(strategy):
     """Four devices, two steps of two parts: noise, masks and state of one device."""
-    options = {"cls": keras_imm.IMM, "dropout": 0.5, "steps": 2}
+    options = {"objective": MomentMatching, "dropout": 0.5, "steps": 2}
     one = runs.make(**options)
     losses = runs.fit(one, runs.Batches(*runs.data(), 32))
     with strategy.scope():
@@ -65,10 +72,10 @@ def own_draws(strategy):
 
 def step_text(model, batch, kind):
     """The compiled text of a train or test step."""
-    names = ["trainable_variables", "non_trainable_variables"]
-    names += ["optimizer_variables"] if kind == "train" else []
-    names += ["metrics_variables"]
-    state = model._get_jax_state(**dict.fromkeys(names, True))
+    groups = [model.trainable_variables, model.non_trainable_variables]
+    groups += [model.optimizer.variables] if kind == "train" else []
+    groups += [model.metrics_variables]
+    state = tuple([v.value for v in group] for group in groups)
     distribution = keras.distribution.distribution()
     data = tuple(
         jax.device_put(x, distribution.get_data_layout(x.shape).backend_layout)
@@ -134,8 +141,8 @@ def split_weights():
     with strategy.scope():
         eight, split_loss, split_update = trained()
         samples = eight.generate([1, 2], seed=3, num_steps=1)
-    optimizer = eight.optimizer
-    averages = optimizer._model_variables_moving_average
+    averages = keras_private.moving_averages(eight.optimizer)
+    assert len(averages) == len(eight.trainable_variables)
     return {
         "losses": [loss, split_loss],
         "update": runs.difference(split_update, update),
@@ -149,7 +156,7 @@ def split_weights():
         },
         "averages_follow": all(
             average.value.sharding.is_equivalent_to(v.value.sharding, v.ndim)
-            for v, average in zip(eight.trainable_variables, averages, strict=True)
+            for v, average in averages
         ),
     }
 
@@ -158,7 +165,7 @@ def refused(strategy):
     """Batches that leave a device with a part of a group, or with unequal shares."""
     seen = {}
     with strategy.scope():
-        four = runs.make(keras_imm.IMM)
+        four = runs.make(MomentMatching)
         before = runs.weights(four)
         for batch_size in (24, 18):
             batches = runs.Batches(*runs.data(), batch_size)

@@ -7,8 +7,9 @@ import numpy as np
 import runs
 import tensorflow as tf
 
-import keras_imm
 from keras_imm import distribution
+from keras_imm.backend.random_streams import random_states
+from keras_imm.objectives import MomentMatching
 
 (cpu,) = tf.config.list_physical_devices("CPU")
 device = tf.config.LogicalDeviceConfiguration()
@@ -17,7 +18,7 @@ tf.config.set_logical_device_configuration(cpu, [device] * 2)
 
 def copies_differ(model):
     """Whether the devices' copies of any variable are not bit for bit the same."""
-    variables = model.weights + keras_imm.seeds.random_states(model)
+    variables = model.weights + random_states(model)
     return any(
         not np.array_equal(*(copy.numpy() for copy in v.value.values))
         for v in variables + model.optimizer.variables
@@ -61,7 +62,7 @@ def own_draws(strategy):
     """A step whose devices have the same data, against each alone."""
     images, labels = runs.data(8)
     with strategy.scope():
-        two = runs.make(keras_imm.IMM, dropout=0.5)
+        two = runs.make(MomentMatching, dropout=0.5)
     alone, state = runs.losses_of_devices(two, [(images, labels)] * 2)
     twice = np.concatenate([images] * 2), np.concatenate([labels] * 2)
     logged = two.fit(runs.Batches(*twice, 16), verbose=0).history["loss"][0]
@@ -76,7 +77,7 @@ def own_draws(strategy):
 def refused(strategy):
     """Batches that leave a device with a part of a group."""
     with strategy.scope():
-        two = runs.make(keras_imm.IMM)
+        two = runs.make(MomentMatching)
     batches = runs.Batches(*runs.data(), 12)
     before = runs.weights(two), runs.random_state(two)
     return {

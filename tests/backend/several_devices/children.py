@@ -1,4 +1,4 @@
-"""Runs a script of this folder in processes of its own and reads what it saw."""
+"""Runs a script of tests/backend in processes of its own and reads what it saw."""
 
 import json
 import os
@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 HERE = pathlib.Path(__file__).parent
-PATHS = (HERE.parents[1], HERE.parent, HERE)
+TESTS = HERE.parents[1]
+PATHS = (TESTS.parent, TESTS, HERE)
 
 
 def seen_by(
@@ -21,7 +22,7 @@ def seen_by(
 ):
     """The JSON that a script writes into the folder it is given."""
     result = subprocess.run(
-        [sys.executable, *launcher, HERE / script, folder, *arguments],
+        [sys.executable, *launcher, HERE.parent / script, folder, *arguments],
         env={
             **os.environ,
             "KERAS_BACKEND": backend,

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from distribution.children import seen_by
+from backend.several_devices.children import seen_by
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="Devices of TensorFlow"
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tensorflow")
-    return seen_by("tensorflow", "tensorflow_devices.py", folder)
+    return seen_by("tensorflow", "tensorflow/devices_child.py", folder)
 
 
 def test_all_devices_are_started(seen):

@@ -8,8 +8,9 @@ import runs
 import torch
 import torch.distributed as dist
 
-import keras_imm
 from keras_imm import distribution
+from keras_imm.backend.random_streams import random_states
+from keras_imm.objectives import MomentMatching
 
 
 def alone(function):
@@ -47,7 +48,7 @@ def same_update(optimizer, steps, **options):
     if not distribution.is_chief():  # the first process's weights are everyone's
         for variable in two.weights + two.optimizer.variables:
             variable.assign(variable * 0)
-        for variable in keras_imm.seeds.random_states(two):
+        for variable in random_states(two):
             variable.assign(variable * 0)
     history = two.fit(own_batches(16), shuffle=False, verbose=0).history["loss"]
     states = gathered((runs.state(two).tobytes(), runs.random_state(two), history))
@@ -89,7 +90,7 @@ def afterwards(one, two, path):
 def own_draws():
     """A step whose processes have the same data, against each alone."""
     images, labels = runs.data(8)
-    two = runs.make(keras_imm.IMM, dropout=0.5)
+    two = runs.make(MomentMatching, dropout=0.5)
     losses, state = runs.losses_of_devices(two, [(images, labels)] * 2)
     logged = two.fit(runs.Batches(images, labels, 8), verbose=0).history["loss"][0]
     return {
@@ -119,7 +120,7 @@ def frozen():
 
 
 def refused():
-    two = runs.make(keras_imm.IMM)
+    two = runs.make(MomentMatching)
     images, labels = runs.data()
     count = 8 * (1 + dist.get_rank())
     uneven = runs.Batches(images[:count], labels[:count], 8)

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from distribution.children import seen_by
+from backend.several_devices.children import seen_by
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="Processes of PyTorch"
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(
 def seen(tmp_path_factory):
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     folder = tmp_path_factory.mktemp("torch")
-    return seen_by("torch", "torch_processes.py", folder, torchrun)
+    return seen_by("torch", "torch/process_child.py", folder, torchrun)
 
 
 def test_processes_know_each_other(seen):

@@ -1,5 +1,6 @@
 """Traced train steps under PyTorch train as layers called one by one do."""
 
+import contextlib
 import warnings
 
 import keras
@@ -8,11 +9,10 @@ import pytest
 from keras import ops
 
 import keras_imm
-from keras_imm import compilation
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "torch",
-    reason="the other backends always trace: only PyTorch's trainer has two ways",
+    reason="the other backends always trace: only PyTorch's step has two ways",
 )
 
 
@@ -37,6 +37,29 @@ def assert_train_alike(one, other, images, labels, atol=1e-5):
     assert max(changes) > 1000 * atol
 
 
+@contextlib.contextmanager
+def counted_calls(model):
+    """A list that grows whenever the Python of a model's backbone runs."""
+    calls, call = [], model.backbone.call
+
+    def counted(*args, **kwargs):
+        calls.append(0)
+        return call(*args, **kwargs)
+
+    model.backbone.call = counted
+    try:
+        yield calls
+    finally:
+        model.backbone.call = call
+
+
+def is_traced(model, *data):
+    """Whether steps of a model that was fitted before run without its Python."""
+    with counted_calls(model) as calls:
+        model.fit(*data, batch_size=8, verbose=0, shuffle=False)
+    return not calls
+
+
 def pair(make_model, **options):
     """A model that is traced, and the same one called layer by layer."""
     models = make_model(**options), make_model(**options)
@@ -52,24 +75,19 @@ def pair(make_model, **options):
 def test_both_ways_train_alike(make_model, images, labels, options):
     traced, eager = pair(make_model, **options)
     assert_train_alike(traced, eager, images, labels)
-    assert traced._graph.usable and not eager._graph.usable
+    assert is_traced(traced, images, labels)
+    assert not is_traced(eager, images, labels)
 
 
 def test_the_layers_are_called_once_for_each_shape(make_model, images, labels):
     model = make_model({})
-    calls, call = [], model.backbone.call
-
-    def counted(*args, **kwargs):
-        calls.append(0)
-        return call(*args, **kwargs)
-
-    model.backbone.call = counted
-    train(model, images, labels)
-    assert len(calls) == 2  # the target and the output
-    train(model, images[:16], labels[:16])
-    assert len(calls) == 2
-    model.fit(images, labels, batch_size=16, verbose=0)
-    assert len(calls) == 4
+    with counted_calls(model) as calls:
+        train(model, images, labels)
+        assert len(calls) == 2  # the target and the output
+        train(model, images[:16], labels[:16])
+        assert len(calls) == 2
+        model.fit(images, labels, batch_size=16, verbose=0)
+        assert len(calls) == 4
 
 
 class Deciding(keras.layers.Layer):
@@ -130,9 +148,9 @@ def test_weights_that_are_not_trained_move_too(images):
         model.compile(keras.optimizers.SGD(0.1), run_eagerly=model is models[1])
         model.fit(images + 0.3, batch_size=8, verbose=0, shuffle=False)
     traced, eager = (model.backbone.norm.moving_mean for model in models)
-    assert models[0]._graph.usable
     assert abs(float(traced[0])) > 0.05
     assert float(traced[0]) == pytest.approx(float(eager[0]), abs=1e-6)
+    assert is_traced(models[0], images)
 
 
 def test_modules_of_pytorch_keep_their_parameters(images):
@@ -163,7 +181,7 @@ def test_dropout_is_not_traced_and_jit_compile_says_so(make_model, images, label
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*does nothing.*")
         train(model, images, labels, epochs=1)
-    assert not model._graph.usable
+    assert not is_traced(model, images, labels)
     model.compile(keras.optimizers.SGD(0.1), jit_compile=True)
     with pytest.warns(UserWarning, match="does nothing"):
         train(model, images, labels, epochs=1)
@@ -183,58 +201,6 @@ def test_layers_frozen_between_two_fits_stay_as_they_are(make_model, images, lab
     assert np.any(final != changed)
 
 
-@pytest.mark.parametrize(
-    "make_optimizer",
-    [
-        lambda: keras.optimizers.Adam(1e-2, beta_1=0.8, beta_2=0.95, use_ema=True),
-        lambda: keras.optimizers.AdamW(
-            keras.optimizers.schedules.CosineDecay(1e-2, 8),
-            weight_decay=0.1,
-            clipnorm=0.01,
-            epsilon=1e-4,
-            use_ema=True,
-            ema_momentum=0.7,
-        ),
-        lambda: keras.optimizers.Adam(1e-2, amsgrad=True, use_ema=True),
-        lambda: keras.optimizers.Nadam(1e-2, use_ema=True),
-    ],
-)
-@pytest.mark.parametrize("transposed", ["nothing", "gradients", "weights"])
-def test_updates_in_few_calls_are_those_of_keras(make_optimizer, transposed):
-    """Six steps on the same gradients, beside Keras's own code."""
-    import torch
-    from keras_imm.trainers.torch import _few_calls
-
-    rng = np.random.default_rng(0)
-    start = [rng.standard_normal(shape).astype("float32") for shape in ((3, 4), (5,))]
-    if transposed == "weights":
-        start = [np.asfortranarray(v) for v in start]
-    ours, theirs = ([keras.Variable(v) for v in start] for _ in range(2))
-    optimizers = make_optimizer(), make_optimizer()
-    for step in range(6):
-        gradients = [
-            torch.tensor(10.0**-step * rng.standard_normal(v.shape).astype("float32"))
-            for v in start
-        ]
-        if transposed == "gradients":
-            gradients = [g.T.contiguous().T if g.ndim == 2 else g for g in gradients]
-        with torch.no_grad():
-            with _few_calls(optimizers[0]):
-                optimizers[0].apply(list(gradients), ours)
-            optimizers[1].apply(list(gradients), theirs)
-        for a, b in zip(ours, theirs, strict=True):
-            np.testing.assert_allclose(
-                ops.convert_to_numpy(a), ops.convert_to_numpy(b), rtol=2e-6, atol=1e-7
-            )
-        states = (optimizer.variables for optimizer in optimizers)
-        for a, b in zip(*states, strict=True):
-            np.testing.assert_allclose(
-                ops.convert_to_numpy(a), ops.convert_to_numpy(b), rtol=2e-6, atol=1e-9
-            )
-    moved = np.abs(ops.convert_to_numpy(ours[0]) - start[0]).max()
-    assert moved > 1e-2
-
-
 class InPlace(keras.optimizers.SGD):
     def apply(self, grads, trainable_variables=None):
         import torch
@@ -248,90 +214,6 @@ def test_an_optimizer_may_change_gradients_in_place(make_model, images, labels):
     models[0].compile(InPlace(0.05))
     models[1].compile(keras.optimizers.SGD(0.1))
     assert_train_alike(*models, images, labels)
-
-
-def test_a_unet_trains_as_with_keras_own_adam(images, monkeypatch):
-    """Gradients of convolutions lie in memory in another order than their weights."""
-    from keras_imm.trainers import torch as trainer
-
-    def make():
-        keras.utils.set_random_seed(0)
-        backbone = keras_imm.backbones.UNet(
-            image_shape=(4, 4, 1),
-            model_channels=8,
-            channel_mult=(1,),
-            num_blocks=1,
-            attention_resolutions=(),
-            dropout=0.0,
-        )
-        model = keras_imm.IMM(backbone)
-        model.compile(keras.optimizers.Adam(1e-3, epsilon=1e-6))
-        return model
-
-    def fit(model):
-        model.fit(images, batch_size=8, verbose=0, shuffle=False)
-        return weights_of(model)
-
-    before = weights_of(make())
-    ours = fit(make())
-    monkeypatch.setattr(trainer, "_is_adam", lambda optimizer: False)
-    theirs = fit(make())
-    for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5)
-    moved = max(np.abs(a - b).max() for a, b in zip(before, ours, strict=True))
-    assert moved > 2e-3
-
-
-def test_a_vector_that_is_no_bias_is_added_after_the_product():
-    import torch
-
-    def function(x, weights):
-        kernel, vector = weights
-        return torch.matmul(x, kernel).view(4, 8, 1) + vector
-
-    x, kernel, vector = torch.randn(4, 3), torch.randn(3, 8), torch.randn(8)
-    result = compilation.graphs_of(function)(x, [kernel, vector])
-    assert result.shape == (4, 8, 8)
-    torch.testing.assert_close(result, function(x, [kernel, vector]))
-
-
-def test_a_traced_step_takes_no_more_memory(make_model):
-    """Nor does tracing: what is traced has shapes, and no values."""
-    import torch
-
-    sizes = []
-
-    def function(x):
-        sizes.append(type(x).__name__)
-        return torch.sin(x)
-
-    compilation.graphs_of(function)(torch.ones(3))
-    assert sizes == ["FakeTensor"]
-
-
-def test_a_bias_is_added_in_the_product():
-    """And detached, copied and unused values are gone; the result is the same."""
-    import torch
-
-    def function(x, weights):
-        kernel, bias = weights
-        torch.sin(x)
-        first = torch.matmul(x.detach(), kernel) + bias
-        wide = torch.matmul(x[None], kernel) + bias  # by way of a view
-        return first + wide[0] + torch.matmul(x, kernel) + torch.matmul(x, kernel).T
-
-    rng = np.random.default_rng(0)
-    x, kernel = (torch.tensor(rng.standard_normal((4, 4))) for _ in range(2))
-    bias = torch.tensor(rng.standard_normal(4))
-    call = compilation.graphs_of(function)
-    result = call(x, [kernel, bias])
-    np.testing.assert_allclose(result, function(x, [kernel, bias]), atol=1e-12)
-    graphs = [c.cell_contents for c in call.__closure__]
-    ((graph, _),) = next(g for g in graphs if isinstance(g, dict)).values()
-    targets = [node.target for node in graph.graph.nodes]
-    assert targets.count(torch.addmm) == 2
-    assert torch.ops.aten.sin.default not in targets
-    assert torch.ops.aten.detach.default not in targets
 
 
 def test_what_flow_map_returns_can_be_differentiated_through(make_model, images):
@@ -349,9 +231,9 @@ def test_jit_compile_trains_alike(make_model, images, labels):
     for model in models:
         model.compile(keras.optimizers.SGD(0.1), jit_compile=model is models[0])
     assert_train_alike(*models, images, labels)
-    assert models[0]._graph.usable
     compiled, plain = (
         model.generate(labels, noise=images, guidance_scale=1.5) for model in models
     )
     np.testing.assert_allclose(compiled, plain, atol=1e-3)
     assert np.abs(plain).max() > 0.1
+    assert is_traced(models[0], images, labels)

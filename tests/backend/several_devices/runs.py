@@ -8,22 +8,26 @@ import numpy as np
 from keras import ops
 
 import keras_imm
+from keras_imm.backend.random_streams import (
+    assign_state,
+    random_states,
+    streams_of_device,
+)
+from keras_imm.objectives import MomentMatching
 
 keras.config.set_floatx("float64")
 
 
-class ParticlesOfData(keras_imm.IMM):
+class ParticlesOfData(MomentMatching):
     """Times and noise are functions of the data: any split of it has the same."""
 
-    def draw_particles(self, data, training):
-        x, labels = data[:2]
+    def draw(self, network, x, labels, seed, progress, training):
         size = self.group_size
         t = 0.3 + 0.6 * ops.sigmoid(3.0 * x[::size, 0, 0, 0])
         s, r = 0.2 * t, 0.7 * t
         s, r, t = (ops.repeat(time, size, axis=0) for time in (s, r, t))
-        labels = ops.cast(labels, "int32")
         noise = 0.5 * ops.sin(40.0 * x)
-        return self.objective.noised(x, noise, s, r, t, labels, labels)
+        return self.noised(network, x, noise, s, r, t, labels, labels)
 
 
 class Double(keras.layers.Layer):
@@ -94,9 +98,13 @@ def data(count=32, dtype="float64"):
     return images.astype(dtype), (np.arange(count) % 3).astype("int32")
 
 
-def make(cls=ParticlesOfData, optimizer=None, steps=1, backbone=Double, **options):
+def make(
+    objective=ParticlesOfData, optimizer=None, steps=1, backbone=Double, **options
+):
     """A small model with weights that depend on nothing but their shapes."""
-    model = cls(backbone(**options), accumulation_steps=steps, seed=3)
+    model = keras_imm.FlowMapModel(
+        backbone(**options), objective(), accumulation_steps=steps, seed=3
+    )
     rng = np.random.default_rng(7)
     for v in model.trainable_variables:
         v.assign(0.3 * rng.standard_normal(v.shape))
@@ -130,7 +138,7 @@ def fit(model, batches=None):
 
 def accumulated():
     """One device: a batch in four parts against the whole, from the model's draws."""
-    models = [make(keras_imm.IMM, clipped(), steps=steps) for steps in (1, 4)]
+    models = [make(MomentMatching, clipped(), steps=steps) for steps in (1, 4)]
     losses = [fit(model, Batches(*data(), 32)) for model in models]
     one, four = map(state, models)
     return {"losses": losses, "difference": difference(four, one)}
@@ -153,9 +161,7 @@ def _flat(variables):
 
 
 def random_state(model):
-    return [
-        ops.convert_to_numpy(v).tolist() for v in keras_imm.seeds.random_states(model)
-    ]
+    return [ops.convert_to_numpy(v).tolist() for v in random_states(model)]
 
 
 def losses_of_devices(model, batches):
@@ -163,18 +169,18 @@ def losses_of_devices(model, batches):
 
     Returns the losses, and the random state that a step should leave.
     """
+    batch_loss = model.batch_loss()
     before, losses, after = random_state(model), [], []
     for device, (images, labels) in enumerate(batches):
         batch = ops.convert_to_tensor(images), ops.convert_to_tensor(labels)
-        with keras_imm.seeds.streams_of_device(model, device):
-            particles = model.draw_particles(batch, training=True)
-            y_target = ops.stop_gradient(model.compute_target(particles, True))
-            loss = model.compute_objective(particles, y_target, training=True)
+        with streams_of_device(batch_loss.random_states(), device):
+            drawn = batch_loss.draw(batch, model.optimizer.iterations)
+            target = batch_loss.target(drawn, model.optimizer.iterations)
+            loss, _ = batch_loss.loss(drawn, target, model.optimizer.iterations)
         losses.append(float(ops.convert_to_numpy(ops.stop_gradient(loss))))
         after.append(random_state(model))
-        states = keras_imm.seeds.random_states(model)
-        for variable, value in zip(states, before, strict=True):
-            keras_imm.seeds.assign_state(variable, value)
+        for variable, value in zip(random_states(model), before, strict=True):
+            assign_state(variable, value)
     assert all(one == after[0] for one in after)
     assert after[0] != before
     return losses, after[0]
