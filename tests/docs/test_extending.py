@@ -172,6 +172,20 @@ def test_a_backbone(run):
     assert len(before.weights) == 7
 
 
+def test_a_backbone_may_leave_out_build(run, monkeypatch):
+    """Its layers are then built by their first call, also when a file is loaded."""
+    code = SECTIONS["A backbone"][0]
+    without = re.sub(r"    def build\(.*?\n\n", "", code, flags=re.DOTALL)
+    assert "def build" in code and "def build" not in without
+    monkeypatch.setitem(SECTIONS, "without build", [without])
+    with pytest.warns(UserWarning, match="does not have a `build"):  # Keras's
+        *_, names = run("without build")
+    check_trained(names)
+    model, before = names["model"], names["backbone"]
+    for a, b in zip(model.backbone.weights, before.weights, strict=True):
+        np.testing.assert_array_equal(*map(ops.convert_to_numpy, (a, b)))
+
+
 def test_a_metric(run):
     *_, names = run("A metric")
     history = names["history"].history
