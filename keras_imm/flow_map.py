@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_imm import parameterizations, schedules
 from keras_imm.backbones.inputs import symbolic_inputs
-from keras_imm.backend import jvp
+from keras_imm.backend import jvp, keras_private
 from keras_imm.backend.attention import differentiable_forwards
 from keras_imm.backend.random_streams import random_states
 from keras_imm.precision import at_least_float32
@@ -115,7 +115,8 @@ class FlowMap:
     def build(self, data_shape: Sequence[int]) -> None:
         """Builds the backbone for samples of a shape, which has no batch axis."""
         self.data_shape = tuple(data_shape)
-        if not self.backbone.built:
+        # One without `build` of its own is called built when it comes from a file.
+        if not all(layer.built for layer in keras_private.all_layers(self.backbone)):
             self.backbone(symbolic_inputs(self.backbone, self.data_shape))
 
     def __call__(

@@ -16,11 +16,12 @@ from keras_imm.metrics.manifolds import (
 )
 from keras_imm.metrics.moments import Moments
 from keras_imm.metrics.reference_statistics import ReferenceStatistics
-from keras_imm.metrics.reservoir import FeatureReservoir
+from keras_imm.metrics.reservoir import FeatureMetric, FeatureReservoir
 from keras_imm.metrics.sample_quality import SampleQuality
 
 __all__ = [
     "DensityCoverage",
+    "FeatureMetric",
     "FeatureReservoir",
     "FrechetDistance",
     "InceptionScore",
