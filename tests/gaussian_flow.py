@@ -64,7 +64,7 @@ class GaussianFlow(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="gaussian_flow")
 class GaussianVelocity(keras.layers.Layer):
-    """The network whose velocity is exact, for any pair: G = (velocity - skip x) / out."""
+    """The network whose velocity is exact: G = (velocity - skip x) / out."""
 
     def __init__(self, schedule, parameterization, data_std=1.25, **kwargs):
         super().__init__(autocast=False, **kwargs)
