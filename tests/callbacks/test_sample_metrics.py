@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_imm
 from keras_imm.callbacks import SampleMetrics
 
 
@@ -58,6 +59,7 @@ def test_sampling_passes_its_arguments_on(stub):
         num_samples=3,
         num_steps=[2],
         guidance_scale=1.5,
+        guidance_interval=[0.1, 0.8],
         sampler="restart",
         time_grid="edm",
         weights="raw",
@@ -66,16 +68,17 @@ def test_sampling_passes_its_arguments_on(stub):
     )
     stub.run(quality)
     (call,) = stub.calls
-    assert call.pop("noise").shape == (3, 2, 3, 1)
+    draws = np.random.default_rng(7).standard_normal((2, 3, 2, 3, 1), "float32")
+    np.testing.assert_array_equal(call.pop("noise"), draws)  # all that restart takes
+    assert isinstance(call.pop("sampler"), keras_imm.samplers.Restart)
     assert call == {
         "labels": None,
         "num_samples": 3,
         "num_steps": 2,
         "guidance_scale": 1.5,
-        "sampler": "restart",
+        "guidance_interval": (0.1, 0.8),
         "time_grid": "edm",
         "weights": "raw",
-        "seed": 7,
         "batch_size": 2,
         "verbose": 0,
     }
@@ -163,9 +166,15 @@ def test_several_steps_per_execution(stub):
         ({"num_samples": 2, "time_grid": ["edm"]}, r"`time_grid`.*\['edm'\]"),
         (
             {"num_samples": 2, "time_grid": [2.0, 1.0], "num_steps": 2},
-            r"`num_steps` must be 3.*\(2,\)",
+            r"`time_grid` as a list of 2 makes 3 steps.*num_steps=2",
         ),
-        ({"num_samples": 2, "time_grid": [1.4]}, r"`num_steps` must be 2.*\(1, 2\)"),
+        (
+            {"num_samples": 2, "time_grid": [1.4]},
+            r"`time_grid` as a list of 1 makes 2 steps.*num_steps=1",
+        ),
+        ({"num_samples": 2, "sampler": "ddim"}, "`sampler`.*'ddim'"),
+        ({"num_samples": 2, "weights": "mean"}, "`weights`.*'mean'"),
+        ({"num_samples": 2, "guidance_interval": (0, 1)}, "`guidance_interval`.*None"),
         ({"num_samples": 2, "guidance_scale": "x"}, "`guidance_scale`.*'x'"),
         ({"num_samples": 2, "guidance_scale": np.nan}, "`guidance_scale`.*nan"),
         ({"num_samples": 2, "metrics": {}}, r"`metrics`.*\{\}"),
