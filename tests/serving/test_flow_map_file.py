@@ -49,7 +49,7 @@ def test_round_trip(tmp_path, policy):
 def test_the_values_are_those_given_and_not_the_layers(tmp_path):
     """Such as the optimizer's averages."""
     model = keras_imm.IMM(small_dit())
-    values = [ops.full_like(v, i) for i, v in enumerate(model.flow.variables)]
+    values = [ops.full_like(v.value, i) for i, v in enumerate(model.flow.variables)]
     flow_map_file.save(tmp_path, model.flow, values)
     for i, v in enumerate(flow_map_file.load(tmp_path).variables):
         assert np.all(ops.convert_to_numpy(v) == i)
