@@ -71,7 +71,15 @@ flags.DEFINE_string(
 )
 flags.DEFINE_list("steps", "1,2,4,8", "Numbers of sampling steps.")
 flags.DEFINE_list("guidance", "", "Guidance scales. Default: no guidance.")
-flags.DEFINE_enum("sampler", "pushforward", ["pushforward", "restart"], "Sampler.")
+flags.DEFINE_list(
+    "guidance_interval",
+    None,
+    "Two times in [0, 1]: guidance in the steps that start between them. Default: in "
+    "all.",
+)
+flags.DEFINE_enum(
+    "sampler", "pushforward", sorted(keras_imm.samplers.SAMPLERS), "Sampler."
+)
 flags.DEFINE_string(
     "time_grid",
     "uniform",
@@ -113,6 +121,16 @@ flags.register_validator(
 )
 flags.register_validator(
     "guidance", _numbers(float, least=0), "must be numbers separated by commas"
+)
+flags.register_validator(
+    "guidance_interval",
+    lambda values: not values or (len(values) == 2 and _numbers(float, 0)(values)),
+    "must be two numbers separated by a comma",
+)
+flags.register_multi_flags_validator(
+    ["guidance_interval", "guidance"],
+    lambda values: values["guidance"] or not values["guidance_interval"],
+    "--guidance_interval needs --guidance",
 )
 flags.register_multi_flags_validator(
     ["process_id", "num_processes"],
@@ -288,6 +306,16 @@ def settings_to_measure():
     return [evaluation.Setting(*pair) for pair in itertools.product(steps, scales)]
 
 
+def check_settings(images):
+    """Refuses what the model cannot be sampled with."""
+    model = images.model
+    for setting in settings_to_measure():
+        try:
+            images.plan(setting).completed(model.objective).check(model.flow)
+        except ValueError as error:
+            raise app.UsageError(str(error)) from None
+
+
 def save_samples(out, run, setting):
     """As ADM's evaluator reads them: arr_0, and labels in arr_1."""
     path = out / f"samples_{setting.name}.npz"
@@ -326,13 +354,21 @@ def main(_):
         raise app.UsageError(f"--batch_size must be a multiple of {devices} devices.")
     model = load_model()
     to_uint8 = sample_to_uint8(model)
+    images = evaluation.Images(
+        model,
+        to_uint8,
+        FLAGS.seed,
+        FLAGS.sampler,
+        grid,
+        FLAGS.weights,
+        tuple(map(float, FLAGS.guidance_interval or ())) or None,
+    )
+    check_settings(images)
     network, names = feature_network()
     claim_folder(out, chief)
     reference = load_reference(network, reference_to_uint8(to_uint8), chief)
     run = evaluation.Evaluation(
-        evaluation.Images(
-            model, to_uint8, FLAGS.seed, FLAGS.sampler, grid, FLAGS.weights
-        ),
+        images,
         network,
         reference,
         out,

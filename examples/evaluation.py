@@ -5,7 +5,6 @@ so batches, devices, processes and interruptions change none of them.
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
 import time
@@ -26,7 +25,7 @@ class Setting:
     """How images are sampled.
 
     Attributes:
-        num_steps: Network evaluations per image.
+        num_steps: Steps of the sampler.
         guidance_scale: Weight of classifier-free guidance, or None.
     """
 
@@ -50,13 +49,14 @@ class Images:
     """Images of a model, by number.
 
     Attributes:
-        model: The `IMM`.
+        model: The `FlowMapModel`.
         to_uint8: From its samples to uint8 images (batch, H, W, C).
         seed: Of noise and labels.
-        sampler: "pushforward" or "restart".
+        sampler: A name of `keras_imm.samplers.SAMPLERS`.
         time_grid: "uniform", "edm", or values of eta: those are used where they make
             the number of steps, and "uniform" elsewhere.
         weights: "ema" or "raw".
+        guidance_interval: Pair of times outside of which guidance is off, or None.
     """
 
     model: Any
@@ -65,76 +65,60 @@ class Images:
     sampler: str = "pushforward"
     time_grid: Any = "uniform"
     weights: str = "ema"
+    guidance_interval: tuple[float, float] | None = None
 
-    def draw(self, index: int, num_steps: int = 1) -> tuple[int, np.ndarray]:
-        """Label and noise of one image.
+    def plan(self, setting: Setting) -> samplers.SamplingPlan:
+        """How the images of a setting are sampled."""
+        grid, steps = self.time_grid, setting.num_steps
+        if not isinstance(grid, str) and len(grid) + 1 != steps:
+            grid = "uniform"
+        scale = None if setting.guidance_scale == 1.0 else setting.guidance_scale
+        return samplers.SamplingPlan(
+            num_steps=steps,
+            sampler=self.sampler,
+            time_grid=grid,
+            guidance_scale=scale,
+            guidance_interval=None if scale is None else self.guidance_interval,
+            weights=self.weights,
+        )
 
-        The noise has shape (num_steps, ...): the first starts the sampler, and the
-        restart sampler adds one more after each step but the last.
-        """
-        rng, label = self._stream(index)
-        shape = (num_steps if self.sampler == "restart" else 1, *self.model.data_shape)
-        return label, rng.standard_normal(shape, "float32")
+    def draws(self, indices: Any, draws: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Labels (n,) and noise (draws, n, ...) of images."""
+        model = self.model
+        return samplers.numbered_draws(
+            self.seed, indices, draws, model.data_shape, model.num_classes
+        )
 
     def labels(self, indices: Any) -> np.ndarray:
         """Labels of images, int32."""
-        return np.array([self._stream(i)[1] for i in indices], "int32")
-
-    def _stream(self, index):
-        """The random numbers of one image, behind its label."""
-        sequence = np.random.SeedSequence((self.seed, int(index)))
-        rng = np.random.Generator(np.random.Philox(sequence))
-        return rng, int(rng.integers(max(1, self.model.num_classes)))
+        model = self.model
+        no_noise = (0,)  # labels are drawn before it
+        found = samplers.numbered_draws(
+            self.seed, indices, 1, no_noise, model.num_classes
+        )
+        return found[0]
 
     def generate(self, indices: Any, setting: Setting) -> np.ndarray:
         """uint8 images (len(indices), H, W, C)."""
-        drawn = [self.draw(i, setting.num_steps) for i in indices]
-        labels = np.array([label for label, _ in drawn], "int32")
-        noise = self.model.sigma_data * np.stack([n for _, n in drawn], axis=1)
-        scale = setting.guidance_scale
-        jump = functools.partial(
-            self.model.flow_map,
+        plan = self.plan(setting)
+        labels, noise = self.draws(indices, 1 + plan.noises())
+        x = self.model.generate(
             labels=labels if self.model.num_classes else None,
-            guidance_scale=None if scale == 1.0 else scale,
-            weights=self.weights,
+            noise=noise,
+            batch_size=len(labels),
+            verbose=0,
+            **plan.arguments(),
         )
-        x, times = on_devices(noise[0]), self.times(setting.num_steps)
-        if self.sampler == "pushforward":
-            x = samplers.pushforward(jump, x, times)
-        else:
-            x = samplers.restart(
-                jump, x, times, self.model.schedule, lambda i: on_devices(noise[i + 1])
-            )
-        x = keras.ops.convert_to_numpy(x)
         finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
         if not finite.all():
             raise ValueError(f"Image {indices[np.argmin(finite)]} is not finite.")
         return self.to_uint8(x)
-
-    def times(self, num_steps: int) -> np.ndarray:
-        grid = self.time_grid
-        if not isinstance(grid, str) and len(grid) + 1 != num_steps:
-            grid = "uniform"
-        model = self.model
-        return samplers.time_grid(
-            grid, num_steps, model.schedule, model.min_time, model.max_time
-        )
 
 
 def num_devices() -> int:
     """Devices that share a batch of this process."""
     distribution = keras.distribution.distribution()
     return 1 if distribution is None else distribution.num_model_replicas
-
-
-def on_devices(batch: np.ndarray) -> Any:
-    """A batch as a tensor, shared among the devices of `keras.distribution`."""
-    tensor = keras.ops.convert_to_tensor(batch)
-    distribution = keras.distribution.distribution()
-    if distribution is None:
-        return tensor
-    layout = distribution.get_data_layout(tuple(batch.shape))
-    return keras.distribution.distribute_tensor(tensor, layout)
 
 
 def for_any_batch(function: Callable) -> Callable:

@@ -285,9 +285,10 @@ class Quality:
                 f"--held_out must have {unit} images or more. It has {count}."
             )
         self.labels = labels if recipe.num_classes else None
+        self.num_samples = None if self.labels is not None else count
         self.arguments = {
             "labels": self.labels,
-            "num_samples": None if self.labels is not None else count,
+            "num_samples": self.num_samples,
             "guidance_scale": recipe.guidance_scale,
             "sampler": recipe.sampler,
             "batch_size": FLAGS.sampling_batch,
@@ -300,24 +301,17 @@ class Quality:
         )
 
 
-def time_grid(recipe: Any, num_steps: int) -> Any:
-    """The recipe's grid where it has this number of steps, otherwise a uniform one."""
-    grid = recipe.time_grid
-    if isinstance(grid, str):
-        return grid
-    return list(grid) if len(grid) + 1 == num_steps else "uniform"
-
-
 def report(task: Task, model: Any, recipe: Any, quality: "Quality", logs: list) -> None:
     """Measures the model in all processes; the first prints and writes results.json."""
     rows = []
     for num_steps in sampling_steps(recipe):
         samples = model.generate(
-            num_steps=num_steps,
-            time_grid=time_grid(recipe, num_steps),
+            labels=quality.labels,
+            num_samples=quality.num_samples,
+            batch_size=FLAGS.sampling_batch,
             seed=FLAGS.seed,
             verbose=0,
-            **quality.arguments,
+            **recipe.sampling_plan(num_steps).arguments(),
         )
         rows.append({"steps": num_steps, "frechet_pooled": quality.frechet(samples)})
     results = {

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+import keras_imm
 from keras_imm import samplers
 
 
@@ -128,6 +129,42 @@ def test_no_step_waits_for_the_host(make_model, noise, monkeypatch):
     assert counts[0] == counts[1] >= 1
 
 
+def test_none_is_the_objectives_own(make_model, noise):
+    """For moment matching two uniform steps of the pushforward sampler."""
+    model = make_model()
+    np.testing.assert_array_equal(
+        model.generate(noise=noise),
+        model.generate(
+            noise=noise, num_steps=2, sampler="pushforward", time_grid="uniform"
+        ),
+    )
+
+    class Own(keras_imm.objectives.MomentMatching):
+        num_steps, sampler, time_grid = 3, "heun", "edm"
+
+    own = keras_imm.FlowMapModel(model.backbone, Own())
+    np.testing.assert_array_equal(
+        own.generate(noise=noise),
+        model.generate(noise=noise, num_steps=3, sampler="heun", time_grid="edm"),
+    )
+
+
+def test_one_draw_may_have_an_axis_of_draws(make_model, noise):
+    model = make_model()
+    np.testing.assert_array_equal(
+        model.generate(noise=noise[None]), model.generate(noise=noise)
+    )
+
+
+def test_with_the_first_draw_alone_the_others_are_the_seeds(make_model, noise):
+    model, request = make_model(), {"sampler": "restart", "num_steps": 3}
+    first, again, other = (
+        model.generate(noise=noise, seed=seed, **request) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.any(first != other)
+
+
 def test_guidance_runs_both_branches_in_one_pass(make_model, noise, count_calls):
     model = make_model({"run_eagerly": True})
     calls = count_calls(model)
@@ -187,38 +224,6 @@ def test_averaged_and_raw_weights(make_model, images, labels, noise):
     of_plain = ops.convert_to_numpy(plain.flow_map(noise, 0.9, 0.1))
     np.testing.assert_allclose(averaged, of_plain, atol=1e-5)
     assert np.max(np.abs(raw - averaged)) > 1e-3
-
-
-def test_restart_adds_fresh_noise_after_every_step_but_the_last(
-    make_model, noise, monkeypatch
-):
-    drawn, restart = [], samplers.restart
-
-    def spy(step, x, times, schedule, renoise):
-        def spied(i):
-            drawn.append(ops.convert_to_numpy(renoise(i)))
-            return drawn[-1]
-
-        return restart(step, x, times, schedule, spied)
-
-    monkeypatch.setattr(samplers, "restart", spy)
-    # With the outputs at zero, Euler-FM returns its noise.
-    model = make_model()
-    for v in model.trainable_variables:
-        v.assign(np.zeros(v.shape, "float32"))
-    start = np.random.default_rng(0).standard_normal((500, 4, 4, 1)).astype("float32")
-    images = model.generate(
-        noise=start, num_steps=3, sampler="restart", batch_size=500, seed=0
-    )
-    assert len(drawn) == 2
-    for fresh in drawn:
-        np.testing.assert_allclose(fresh.std(), 0.5, rtol=0.03)
-    for a, b in ((drawn[0], drawn[1]), (drawn[0], start), (drawn[1], start)):
-        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.05
-    x = 0.5 * start
-    for t, fresh in zip((0.994 * 2 / 3, 0.994 / 3), drawn, strict=True):
-        x = (1 - t) * x + t * fresh
-    np.testing.assert_allclose(images, x, atol=1e-5)
 
 
 def test_predict_samples_labels_in_every_form(make_model, monkeypatch):
@@ -335,7 +340,7 @@ def test_float64_stays_float64(make_model, noise, backend):
         ({"num_steps": 8, "time_grid": [1.4]}, r"makes 2 steps.*num_steps=8"),
         ({"time_grid": "cosine"}, r"`time_grid` must be one of 'uniform', 'edm'"),
         ({"time_grid": [1.0, 2.0]}, r"`time_grid` as a list must hold falling"),
-        ({"sampler": "euler"}, r"`sampler` must be one of 'pushforward', 'restart'"),
+        ({"sampler": "ddim"}, r"`sampler` must be one of 'pushforward', 'restart'"),
         ({"weights": "mean"}, r"`weights` must be one of 'ema', 'raw'.*'mean'"),
         ({"seed": -3}, r"`seed` must be an integer of at least 0.*=-3"),
         ({"batch_size": 0}, r"`batch_size` must be an integer of at least 1.*=0"),
@@ -343,6 +348,15 @@ def test_float64_stays_float64(make_model, noise, backend):
         ({"guidance_scale": "a"}, r"`guidance_scale` must be a finite number.*='a'"),
         ({"guidance_scale": [1.0, 2.0]}, r"`guidance_scale` must be a finite.*2.0\]"),
         ({"noise": np.zeros((2, 3, 3, 1))}, r"`noise` must have shape.*\(2, 3, 3, 1\)"),
+        (
+            {"noise": np.zeros((2, 5, 4, 4, 1)), "sampler": "restart", "num_steps": 3},
+            r"all draws \(3, num_samples, 4, 4, 1\).*\(2, 5, 4, 4, 1\)",
+        ),
+        (
+            {"noise": np.zeros((1, 5, 4, 4, 1)), "num_samples": 4},
+            r"must agree on a positive number.*'noise': 5",
+        ),
+        ({"guidance_interval": (0.1, 0.9)}, r"limits a `guidance_scale`"),
     ],
 )
 def test_generate_errors(make_model, arguments, message):

@@ -154,15 +154,17 @@ def test_pushforward(golden, name, num_steps, time_grid):
 
 def test_restart(golden):
     arrays, model = golden
-    noise = channels_last(arrays["restart_noise"]).astype("float32")
-    images = samplers.restart(
-        lambda x, t, s: model.flow_map(
-            x, t, s, labels_of(arrays, model), guidance_of(model)
-        ),
-        channels_last(arrays["latents"]),
-        np.append(arrays["times_restart_uniform_3"], model.min_time),
-        model.schedule,
-        lambda i: keras.ops.convert_to_tensor(noise[i]),
+    times = samplers.time_grid(
+        "uniform", 3, model.schedule, model.min_time, model.max_time
+    )
+    np.testing.assert_allclose(times[:-1], arrays["times_restart_uniform_3"], atol=1e-6)
+    draws = [arrays["latents"], *arrays["restart_noise"][:2]]
+    images = model.generate(
+        labels=labels_of(arrays, model),
+        num_steps=3,
+        guidance_scale=guidance_of(model),
+        sampler="restart",
+        noise=channels_last(np.stack(draws)) / model.sigma_data,
     )
     expected = channels_last(arrays["restart_uniform_3"])
     np.testing.assert_allclose(images, expected, atol=arrays["sample_tolerance"])

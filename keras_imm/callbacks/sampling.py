@@ -142,13 +142,13 @@ class Sampling(keras.callbacks.Callback):
         count = self.num_samples if self.labels is None else len(self.labels)
         samples = {}
         for num_steps, plan in self._plans.items():
-            completed = self._completed(plan)
-            draws = 1 if completed is None else 1 + completed.noises()
-            noise = standard_noise(self.seed, draws, count, self.model.data_shape)
+            completed = self._completed(plan) or plan
+            noises = 0 if completed.sampler is None else completed.noises()
+            noise = standard_noise(self.seed, 1 + noises, count, self.model.data_shape)
             samples[num_steps] = self.model.generate(
                 labels=self.labels,
                 num_samples=self.num_samples,
-                noise=noise if draws > 1 else noise[0],
+                noise=noise if noises else noise[0],
                 batch_size=self.batch_size,
                 verbose=0,
                 **plan.arguments(),

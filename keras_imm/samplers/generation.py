@@ -238,15 +238,26 @@ class Generator:
         self, functions: dict, sampler: Sampler, function: Callable
     ) -> Callable:
         """The compiled function of all samplers that are alike."""
-        key = type(sampler), json.dumps(sampler.get_config(), default=repr)
+        key = _function_key(sampler)
         if key not in functions:
             functions[key] = self._compile(function)
         return functions[key]
 
     def _compile(self, function: Callable) -> Callable:
-        if not self._compiled:
-            return function
-        return backend.compile_function(function, self._jit_compile)
+        if self._compiled:
+            return backend.compile_function(function, self._jit_compile)
+        # Or PyTorch would keep every step for a gradient.
+        return lambda *arguments: keras.tree.map_structure(
+            ops.stop_gradient, function(*arguments)
+        )
+
+
+def _function_key(sampler: Sampler) -> tuple:
+    """Equal for samplers that are alike: by their config, if they have one."""
+    config = sampler.get_config()
+    if not config and vars(sampler):
+        return type(sampler), id(sampler)
+    return type(sampler), json.dumps(config, default=repr)
 
 
 def _condition(labels: Any, plan: SamplingPlan) -> tuple:

@@ -85,6 +85,11 @@ class ServedModel:
         self._row_normal = tf.function(row_normal, autograph=False)
         self._variables = list(variables)
         self._plans = settings.plans()
+        # Computed here: within a function they would be no numbers.
+        self._times = {
+            steps: plan.times(flow).astype("float32")
+            for steps, plan in self._plans.items()
+        }
 
     # -- Signatures
 
@@ -240,9 +245,9 @@ class ServedModel:
         def step(*state):
             return plan.sampler.step(network, *state)
 
-        times = plan.times(flow).astype("float32")
-        grid = samplers.step_tensors(times)
-        return samplers.walk(step, noise * flow.sigma_data, grid, noise_at)
+        x = noise * flow.sigma_data
+        grid = samplers.step_tensors(self._times[steps])
+        return samplers.walk(step, x, grid, noise_at)
 
     def _network(self, label: Any, guidance_scale: Any) -> ServedNetwork:
         return ServedNetwork(self._flow, self._functions, label, guidance_scale)

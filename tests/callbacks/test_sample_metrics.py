@@ -59,7 +59,7 @@ def test_sampling_passes_its_arguments_on(stub):
         num_samples=3,
         num_steps=[2],
         guidance_scale=1.5,
-        guidance_interval=(0.1, 0.8),
+        guidance_interval=[0.1, 0.8],
         sampler="restart",
         time_grid="edm",
         weights="raw",
@@ -68,7 +68,8 @@ def test_sampling_passes_its_arguments_on(stub):
     )
     stub.run(quality)
     (call,) = stub.calls
-    assert call.pop("noise").shape == (3, 2, 3, 1)
+    draws = np.random.default_rng(7).standard_normal((2, 3, 2, 3, 1), "float32")
+    np.testing.assert_array_equal(call.pop("noise"), draws)  # all that restart takes
     assert isinstance(call.pop("sampler"), keras_imm.samplers.Restart)
     assert call == {
         "labels": None,
@@ -171,6 +172,9 @@ def test_several_steps_per_execution(stub):
             {"num_samples": 2, "time_grid": [1.4]},
             r"`time_grid` as a list of 1 makes 2 steps.*num_steps=1",
         ),
+        ({"num_samples": 2, "sampler": "ddim"}, "`sampler`.*'ddim'"),
+        ({"num_samples": 2, "weights": "mean"}, "`weights`.*'mean'"),
+        ({"num_samples": 2, "guidance_interval": (0, 1)}, "`guidance_interval`.*None"),
         ({"num_samples": 2, "guidance_scale": "x"}, "`guidance_scale`.*'x'"),
         ({"num_samples": 2, "guidance_scale": np.nan}, "`guidance_scale`.*nan"),
         ({"num_samples": 2, "metrics": {}}, r"`metrics`.*\{\}"),

@@ -42,7 +42,9 @@ def test_training_goes_on_bit_for_bit_as_without_the_callbacks(
     watching = {"labels": [0, 1, 2], "every_n_steps": 3, "tensorboard": board}
     quality = QualityMonitor(images, save_best=tmp_path / "best.keras", **watching)
     grid = SampleGrid(tmp_path / "{step}.png", **watching)
-    each_epoch = SampleGrid(tmp_path / "epoch-{epoch}.png", labels=[1], num_steps=1)
+    each_epoch = SampleGrid(
+        tmp_path / "epoch-{epoch}.png", labels=[1], num_steps=3, sampler="restart"
+    )
     history = train(
         watched,
         (images, labels),
@@ -104,6 +106,25 @@ def test_within_an_epoch_the_weights_are_those_of_the_step(make_model, images, l
     assert np.abs(seen[0] - raw).max() > 1e-4
 
 
+@pytest.mark.parametrize("sampler", ["restart", "heun"])
+def test_each_number_of_steps_is_sampled_with_all_draws_of_its_noise(
+    make_model, sampler
+):
+    model = make_model(compile_options={})
+    watching = SampleMetrics(
+        {"m": lambda *_: 0.0}, labels=[2, 0], num_steps=(1, 3), seed=5, sampler=sampler
+    )
+    watching.set_model(model)
+    samples, again = watching.generate(), watching.generate()
+    assert list(samples) == [1, 3]
+    for steps in (1, 3):
+        np.testing.assert_array_equal(samples[steps], again[steps])
+        draws = steps if sampler == "restart" else 1
+        noise = np.random.default_rng(5).standard_normal((draws, 2, 4, 4, 1), "float32")
+        expected = model.generate([2, 0], noise=noise, num_steps=steps, sampler=sampler)
+        np.testing.assert_allclose(samples[steps], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("num_classes", "arguments", "message"),
     [
@@ -115,6 +136,11 @@ def test_within_an_epoch_the_weights_are_those_of_the_step(make_model, images, l
             3,
             {"num_samples": 1, "time_grid": [1.0, 2.0], "num_steps": 3},
             r"`time_grid`.*falling.*\[1.0, 2.0\]",
+        ),
+        (
+            0,
+            {"num_samples": 1, "guidance_scale": 2.0, "guidance_interval": (0.1, 0.9)},
+            "`guidance_scale` needs.*2.0",
         ),
     ],
 )

@@ -64,13 +64,14 @@ def reference():
 def test_noise_and_label_depend_on_seed_and_number_alone(evaluation, model):
     images = evaluation.Images(model, pixels_to_uint8, seed=3)
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((3, 7))))
-    label, noise = images.draw(7)
-    assert label == rng.integers(3)
-    np.testing.assert_array_equal(noise, rng.standard_normal((1, *SHAPE), "float32"))
-    assert images.labels([7])[0] == label
+    labels, noise = images.draws([7])
+    assert labels[0] == rng.integers(3)
+    expected = rng.standard_normal((1, *SHAPE), "float32")
+    np.testing.assert_array_equal(noise[:, 0], expected)
+    assert images.labels([7])[0] == labels[0]
     other = evaluation.Images(model, pixels_to_uint8, seed=4)
-    assert not np.any(other.draw(7)[1] == noise)
-    assert not np.any(images.draw(8)[1] == noise)
+    assert not np.any(other.draws([7])[1] == noise)
+    assert not np.any(images.draws([8])[1] == noise)
 
 
 def test_labels_are_uniform_and_noise_is_normal(evaluation, model):
@@ -78,12 +79,12 @@ def test_labels_are_uniform_and_noise_is_normal(evaluation, model):
     counts = np.bincount(images.labels(range(3000)))
     # Binomial(3000, 1/3): five standard deviations are 129.
     assert len(counts) == 3 and np.abs(counts - 1000).max() < 129
-    noise = np.concatenate([images.draw(i)[1].ravel() for i in range(200)])
+    noise = images.draws(range(200))[1]
     assert abs(noise.mean()) < 5 / np.sqrt(noise.size)
     assert noise.std() == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize("sampler", ["pushforward", "restart"])
+@pytest.mark.parametrize("sampler", sorted(keras_imm.samplers.SAMPLERS))
 def test_batches_change_an_image_by_one_level_at_most(evaluation, model, sampler):
     images = evaluation.Images(model, pixels_to_uint8, sampler=sampler)
     setting = evaluation.Setting(3, 2.0)
@@ -99,10 +100,10 @@ def test_batches_change_an_image_by_one_level_at_most(evaluation, model, sampler
 )
 def test_images_are_those_of_the_model(evaluation, model, scale, grid, steps):
     images = evaluation.Images(model, pixels_to_uint8, time_grid=grid)
-    drawn = [images.draw(i) for i in range(5)]
+    labels, noise = images.draws(range(5))
     expected = model.generate(
-        labels=[label for label, _ in drawn],
-        noise=np.concatenate([noise for _, noise in drawn]),
+        labels=labels,
+        noise=noise[0],
         num_steps=steps,
         guidance_scale=scale,
         time_grid="uniform" if steps == 1 else grid,
@@ -112,21 +113,44 @@ def test_images_are_those_of_the_model(evaluation, model, scale, grid, steps):
 
 
 def test_restart_adds_new_noise_at_each_step(evaluation, model):
-    """The sampler of the package, with noises that are not each other's."""
+    """Against a walk in NumPy, with noises that are not each other's."""
     images = evaluation.Images(model, pixels_to_uint8, sampler="restart")
-    label, noise = images.draw(0, 3)
-    assert noise.shape == (3, *SHAPE)
+    labels, noise = images.draws([0], 3)
+    assert noise.shape == (3, 1, *SHAPE)
     assert np.abs(np.corrcoef(noise.reshape(3, -1)) - np.eye(3)).max() < 0.3
-    expected = keras_imm.samplers.restart(
-        lambda x, t, s: model.flow_map(x, t, s, labels=label),
-        model.sigma_data * noise[:1],
-        images.times(3),
-        model.schedule,
-        lambda i: model.sigma_data * noise[i + 1 : i + 2],
-    )
-    expected = pixels_to_uint8(keras.ops.convert_to_numpy(expected))
+    times = np.linspace(model.max_time, model.min_time, 4)
+    x = model.sigma_data * noise[0]
+    for i, t in enumerate(times[:-1]):
+        x = model.flow_map(x, float(t), model.min_time, labels=labels)
+        x = keras.ops.convert_to_numpy(x)
+        if i < 2:
+            s = times[i + 1]
+            x = ((1 - s) * x + s * model.sigma_data * noise[i + 1]).astype("float32")
     found = images.generate([0], evaluation.Setting(3, None))
-    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert np.abs(found.astype(int) - pixels_to_uint8(x)).max() <= 1
+
+
+def test_guidance_in_an_interval(evaluation, model):
+    images = evaluation.Images(
+        model, pixels_to_uint8, sampler="euler", guidance_interval=(0.3, 0.7)
+    )
+    labels, noise = images.draws(range(5))
+    expected = model.generate(
+        labels=labels,
+        noise=noise[0],
+        num_steps=4,
+        sampler="euler",
+        guidance_scale=3.0,
+        guidance_interval=(0.3, 0.7),
+    )
+    found = images.generate(range(5), evaluation.Setting(4, 3.0)).astype(int)
+    assert np.abs(found - pixels_to_uint8(expected)).max() <= 1
+    everywhere = evaluation.Images(model, pixels_to_uint8, sampler="euler")
+    other = everywhere.generate(range(5), evaluation.Setting(4, 3.0))
+    assert np.abs(found - other).max() > 1
+    # Without guidance, which 1 is, there is nothing to limit.
+    for scale in (None, 1.0):
+        assert images.plan(evaluation.Setting(4, scale)).guidance_interval is None
 
 
 @pytest.mark.skipif(
@@ -145,10 +169,18 @@ images = evaluation.Images(model, pixels_to_uint8)
 rows = evaluation.for_any_batch(lambda x: {{"x": x[:, :1] * len(x)}})(np.ones((3, 2)))
 assert np.array_equal(rows["x"], 4 * np.ones((3, 1))), rows
 assert [keras_imm.metrics.inception._shared(n) for n in (3, 4, 5)] == [4, 4, 8]
-x = evaluation.on_devices(np.zeros((8, 8, 8, 3), "float32"))
-shards = model.flow_map(x, 0.9, 0.1).addressable_shards
-assert [shard.data.shape[0] for shard in shards] == [2] * 4, shards
-found = images.generate(range(8), evaluation.Setting(2, 2.0))
+setting = evaluation.Setting(2, 2.0)
+plan = images.plan(setting).completed(model.objective)
+x = np.zeros((8, 8, 8, 3), "float32")
+for compiled in (True, False):
+    generator = keras_imm.samplers.Generator(model.flow, compiled)
+    given = keras.ops.convert_to_tensor(x), np.zeros(8, "int32")
+    out = generator.sample(model.weights_for_sampling(), plan, *given)
+    shards = out.addressable_shards
+    assert [shard.data.shape[0] for shard in shards] == [2] * 4, shards
+# What does not divide is computed whole.
+assert images.generate(range(3), setting).shape == (3, 8, 8, 3)
+found = images.generate(range(8), setting)
 np.save({str(tmp_path / "found.npy")!r}, found)
 """
     result = run_code(code, "examples")
@@ -349,7 +381,15 @@ def test_settings_without_results_are_replaced(script, files, tmp_path):
     assert status != 0 and "nowhere.npz" in output
     status, output = script.run(*arguments(files, tmp_path, "--steps=0"))
     assert status != 0 and "--steps" in output and "positive" in output
-    status, output = script.run(*arguments(files, tmp_path, "--steps=1"))
+    for flag, message in (
+        ("--guidance_interval=0.8,0.2", "`guidance_interval` must be a pair of rising"),
+        ("--guidance_interval=0.8", "two numbers"),
+        ("--time_grid=1,2", "must hold falling values of eta"),
+    ):
+        status, output = script.run(*arguments(files, tmp_path, "--steps=3", flag))
+        assert status != 0 and message in output
+    flags = ("--steps=1", "--sampler=euler", "--guidance_interval=0.2,1")
+    status, output = script.run(*arguments(files, tmp_path, *flags))
     assert status == 0, output
 
 
@@ -388,6 +428,8 @@ assert evaluate.in_colour(np.zeros((2, 4, 4, 1))).shape == (2, 4, 4, 3)
 assert not evaluate.is_statistics(pathlib.Path({str(files / "data.npz")!r}))
 assert evaluate.is_statistics(pathlib.Path("img512.pkl"))
 
+names = flags.FLAGS["sampler"].parser.enum_values
+assert set(names) == set(evaluate.keras_imm.samplers.SAMPLERS), names
 flags.FLAGS.time_grid = "1.4,0.5"
 assert evaluate.time_grid() == [1.4, 0.5]
 flags.FLAGS.guidance = ["1.5", "2"]
