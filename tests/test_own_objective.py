@@ -3,6 +3,7 @@
 They are defined here, and nothing in the package knows them.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import keras
@@ -270,7 +271,7 @@ def test_sampling_in_a_callback(tmp_path):
 def walk(model, labels, draws, times, keep):
     """The sampler, step by step, from single jumps."""
     x = model.sigma_data * draws[0]
-    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for i, (t, s) in enumerate(itertools.pairwise(times)):
         data = ops.convert_to_numpy(model.flow_map(x, t, 0.0, labels))
         if i == len(times) - 2:
             return data

@@ -1,7 +1,7 @@
 """Samplers: from noise to data along a grid of times, given a flow map."""
 
 from keras_imm.samplers.euler import Euler, Heun
-from keras_imm.samplers.generation import Generator, step_tensors, walk
+from keras_imm.samplers.generation import Generator, walk
 from keras_imm.samplers.noise import numbered_draws, standard_noise
 from keras_imm.samplers.plan import SamplingPlan, check_labels
 from keras_imm.samplers.pushforward import Pushforward
@@ -32,7 +32,6 @@ __all__ = [
     "get",
     "numbered_draws",
     "standard_noise",
-    "step_tensors",
     "time_grid",
     "uniform_grid",
     "walk",

@@ -25,18 +25,22 @@ def walk(step: Callable, x: Any, grid: list, noise_at: Callable[[int], Any]) -> 
     Args:
         step: Function of x, t, s, index and noise, as `Sampler.step`.
         x: Noise to start from, shape (batch, ...).
-        grid: `step_tensors` of the times, in the dtype of `x`.
+        times: The grid, shape (num_steps + 1,), in the dtype of `x`.
         noise_at: From a step's index to its noise, or None.
 
     Returns:
         Samples, the shape of `x`.
     """
+    return _walk(step, x, _step_tensors(times), noise_at)
+
+
+def _walk(step: Callable, x: Any, grid: list, noise_at: Callable[[int], Any]) -> Any:
     for i, (t, s, index) in enumerate(grid):
         x = step(x, t, s, index, noise_at(i))
     return x
 
 
-def step_tensors(times: np.ndarray) -> list[tuple[Any, Any, Any]]:
+def _step_tensors(times: np.ndarray) -> list[tuple[Any, Any, Any]]:
     """t, s and the index of every step of a grid, as scalar tensors."""
     tensors = ops.convert_to_tensor(times)
     indices = ops.arange(len(times) - 1, dtype="int32")
@@ -120,7 +124,7 @@ class Generator:
                 )
             return drawn
 
-        return walk(
+        return _walk(
             lambda *state: step(values, *state, *condition),
             x,
             self._grid(times),
@@ -133,7 +137,7 @@ class Generator:
         if key not in self._grids:
             while len(self._grids) >= _KEPT_GRIDS:
                 del self._grids[next(iter(self._grids))]
-            self._grids[key] = step_tensors(times)
+            self._grids[key] = _step_tensors(times)
         return self._grids[key]
 
     def draw_noise(

@@ -246,8 +246,7 @@ class ServedModel:
             return plan.sampler.step(network, *state)
 
         x = noise * flow.sigma_data
-        grid = samplers.step_tensors(self._times[steps])
-        return samplers.walk(step, x, grid, noise_at)
+        return samplers.walk(step, x, self._times[steps], noise_at)
 
     def _network(self, label: Any, guidance_scale: Any) -> ServedNetwork:
         return ServedNetwork(self._flow, self._functions, label, guidance_scale)
