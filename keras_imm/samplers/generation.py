@@ -19,7 +19,9 @@ _SHORT_GRID = 16  # times that the shortest compiled loop can take
 _KEPT_GRIDS = 16
 
 
-def walk(step: Callable, x: Any, grid: list, noise_at: Callable[[int], Any]) -> Any:
+def walk(
+    step: Callable, x: Any, times: np.ndarray, noise_at: Callable[[int], Any]
+) -> Any:
     """Samples by a loop of Python over the steps.
 
     Args:

@@ -37,7 +37,7 @@ def carry_out(request: dict) -> None:
     for module in request["modules"]:
         importlib.import_module(module)
     for module in request["other_modules"]:
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):  # it may not be needed
             importlib.import_module(module)
     from keras_imm.serving import flow_map_file
     from keras_imm.serving.settings import Settings
