@@ -259,12 +259,14 @@ def test_a_generator_takes_the_values_of_its_variables(make_model, compiled):
     plan = SamplingPlan(num_steps=2, sampler="pushforward", time_grid="uniform")
     x = ops.convert_to_tensor(samplers.standard_noise(0, 1, 3, (4, 4, 1))[0])
     values = [ops.copy(v.value) for v in model.flow.variables]
-    first = generator.sample(values, plan, x, None)
+    first = generator.sample(values, plan, plan.times(model.flow), x, None)
     assert len(values) == len(generator.variables)
     for v in model.trainable_variables:
         v.assign(ops.zeros_like(v.value))
-    again = generator.sample(values, plan, x, None)
+    again = generator.sample(values, plan, plan.times(model.flow), x, None)
     np.testing.assert_array_equal(*map(ops.convert_to_numpy, (first, again)))
     zeros = [v.value for v in model.flow.variables]
-    still = generator.sample(zeros, plan, x, None)  # Euler-FM of an output of zero
+    still = generator.sample(
+        zeros, plan, plan.times(model.flow), x, None
+    )  # Euler-FM of an output of zero
     np.testing.assert_allclose(ops.convert_to_numpy(still), x, atol=1e-6)
