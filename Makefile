@@ -1,11 +1,12 @@
 # make digits [BACKEND=tensorflow|jax|torch] [ARGS="--steps=400"]   train and sample
 # make test   [BACKENDS="jax"] [ARGS="-k frechet"]                  all tests, each backend
+# make check  [BACKEND=torch] [ARGS="-k unet"]                      the fast tests, one backend
 # make lint
 # PYTHON=python3.12 chooses the interpreter that .venv is made from.
 # TENSORFLOW=tensorflow installs the build with GPU kernels.
 
 PYTHON ?= python3
-BACKEND ?= tensorflow
+BACKEND ?= $(if $(filter check,$(MAKECMDGOALS)),torch,tensorflow)
 BACKENDS ?= tensorflow jax torch
 TENSORFLOW ?= $(if $(filter Linux,$(shell uname)),tensorflow-cpu,tensorflow)
 ARGS ?=
@@ -23,7 +24,7 @@ extra = $(if $(filter tensorflow,$(1)),$(TENSORFLOW),$(1))
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help digits test lint clean
+.PHONY: help digits test check lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -41,6 +42,11 @@ test: $(VENV)/stamps/test
 			|| failed="$$failed $$backend"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "tests failed on:$$failed"; exit 1; fi
+
+# Without child processes, wheel, browser, examples and benchmarks.
+check: $(VENV)/stamps/test
+	OMP_NUM_THREADS=1 KERAS_BACKEND=$(BACKEND) $(VENV)/bin/python -m pytest -n 2 -q \
+		-m "not slow" $(addprefix --ignore=tests/,examples benchmarks serving) $(ARGS)
 
 lint: $(VENV)/stamps/lint
 	$(VENV)/bin/python -m ruff check .

@@ -88,6 +88,7 @@ def wheel(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow("builds a wheel")
 @pytest.mark.one_backend("the wheel knows no backend")
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
@@ -107,6 +108,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert names == {"keras", "numpy", "absl-py"}
 
 
+@pytest.mark.slow("builds a wheel")
 @pytest.mark.one_backend("the wheel knows no backend")
 def test_the_wheel_installs_into_an_empty_environment_and_imports(wheel, tmp_path):
     """Its dependencies are lent to the environment; the package itself is not."""
@@ -140,11 +142,13 @@ print(*sorted(set(sys.modules) - before))
     return python(code).split()
 
 
+@pytest.mark.slow("child processes")
 def test_importing_loads_no_framework_that_keras_does_not():
     code = f"import sys, {{}}; print(sorted(set(sys.modules) & set({BACKENDS})))"
     assert python(code.format("keras_imm")) == python(code.format("keras"))
 
 
+@pytest.mark.slow("child processes")
 def test_importing_loads_keras_and_the_standard_library_alone():
     """No drawing, testing, downloads or data sets; benchmarks/ has the seconds.
 
@@ -324,3 +328,45 @@ def test_no_test_measures_seconds():
     }
     assert reading == set(CLOCKS)
     assert list(clocks("import time\nstart = time.perf_counter()"))
+
+
+# Where `make check` does not look.
+SLOW_FOLDERS = ("benchmarks", "examples", "serving")
+
+
+def is_marked_slow(node):
+    """Whether the decorators of a function or class say so."""
+    return any("mark.slow" in ast.unparse(one) for one in node.decorator_list)
+
+
+def starts_process(node):
+    """Whether code calls `subprocess`, or this file's or the backends' helpers."""
+    called = {
+        ast.unparse(one.func) for one in ast.walk(node) if isinstance(one, ast.Call)
+    }
+    return any(re.match(r"subprocess\.|(seen_by|python)$", name) for name in called)
+
+
+def unmarked_starts(source):
+    """Functions of a test file that start a process and are not marked slow."""
+    tree = ast.parse(source)
+    marks = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Assign)]
+    if any(m.startswith("pytestmark") and "mark.slow" in m for m in marks):
+        return []
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return [f.name for f in functions if starts_process(f) and not is_marked_slow(f)]
+
+
+@pytest.mark.one_backend("reads source files")
+def test_the_fast_tests_start_no_process():
+    """`make check` takes two minutes: what starts a process is marked slow."""
+    tests = ROOT / "tests"
+    found = {
+        f"{path.relative_to(tests)}: {name}"
+        for path in tests.rglob("test_*.py")
+        if path.relative_to(tests).parts[0] not in SLOW_FOLDERS
+        for name in unmarked_starts(path.read_text())
+    }
+    helpers = {"python", "wheel", "modules_loaded_by_the_package"}  # of marked tests
+    assert found <= {f"test_package.py: {name}" for name in helpers}
+    assert unmarked_starts("def test_x():\n    subprocess.run([])") == ["test_x"]

@@ -18,7 +18,13 @@ import keras_imm
 SCRIPT = pathlib.Path(save_model.__file__)
 
 
-@pytest.fixture(scope="module", params=["tensorflow", "jax", "torch"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.slow("child processes"))
+        for name in ("tensorflow", "jax", "torch")
+    ],
+)
 def saved(request, tmp_path_factory):
     """A folder written under another backend (or this one), in another process."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -226,6 +226,7 @@ def test_a_missing_library_is_named_before_training(stub, tmp_path, monkeypatch)
 @pytest.mark.skipif(
     keras.backend.backend() == "tensorflow", reason="it is about the other backends"
 )
+@pytest.mark.slow("child processes")
 def test_no_tensorflow_is_loaded(tmp_path):
     code = f"""
 import sys

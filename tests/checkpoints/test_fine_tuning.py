@@ -149,6 +149,7 @@ def digits():
     return images, labels[:352]
 
 
+@pytest.mark.slow("trains for ten seconds")
 def test_a_published_network_learns_digits():
     """Ten classes become two: samples come nearer to the digits than they were."""
     images, labels = digits()

@@ -153,6 +153,7 @@ def test_data_without_images_is_refused(tmp_path):
         PreparedDataset("tiny_shapes", "train", tmp_path)
 
 
+@pytest.mark.slow("child processes")
 def test_reading_takes_no_tensorflow(data_dir, tmp_path):
     """Under JAX and torch; Keras imports TensorFlow for its own backend alone."""
     backend = os.environ["KERAS_BACKEND"]

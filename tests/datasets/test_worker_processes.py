@@ -49,6 +49,7 @@ def ended(pid, seconds=20):
     return not alive(pid)
 
 
+@pytest.mark.slow("child processes")
 def test_a_script_from_the_standard_input_without_a_guard():
     """As a notebook, it has no file; it parses its flags later, and is killed."""
     result = subprocess.run(

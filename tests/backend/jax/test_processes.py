@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from backend.several_devices.children import seen_by
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "jax", reason="Processes of JAX"
-)
+pytestmark = [
+    pytest.mark.slow("child processes"),
+    pytest.mark.skipif(keras.backend.backend() != "jax", reason="Processes of JAX"),
+]
 
 
 def free_port():

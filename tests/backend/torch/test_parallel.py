@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 from backend.several_devices.children import seen_by
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "torch", reason="Processes of PyTorch"
-)
+pytestmark = [
+    pytest.mark.slow("child processes"),
+    pytest.mark.skipif(
+        keras.backend.backend() != "torch", reason="Processes of PyTorch"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

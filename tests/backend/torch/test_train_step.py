@@ -226,6 +226,7 @@ def test_what_flow_map_returns_can_be_differentiated_through(make_model, images)
     assert scale.grad > 0
 
 
+@pytest.mark.slow("compiles C++")
 def test_jit_compile_trains_alike(make_model, images, labels):
     models = make_model({}), make_model({})
     for model in models:
