@@ -116,12 +116,14 @@ def assert_served(name, described, answers):
     assert_same(answers, part(load(OWN / "answers.npz"), f"{name}/"), 1e-6)
 
 
+@pytest.mark.slow("exports")
 def test_an_export_has_the_same_signatures_and_answers(model, tmp_path):
     arguments = witness.EXPORTS["pushforward"]
     path = export_saved_model(model, tmp_path / "served", **arguments)
     assert_served("pushforward", *witness.served(path))
 
 
+@pytest.mark.slow("exports")
 @pytest.mark.one_backend("an export takes seconds and runs through TensorFlow")
 def test_an_export_of_restart_has_the_same_signatures_and_answers(model, tmp_path):
     arguments = witness.EXPORTS["restart"]
@@ -129,6 +131,7 @@ def test_an_export_of_restart_has_the_same_signatures_and_answers(model, tmp_pat
     assert_served("restart", *witness.served(path))
 
 
+@pytest.mark.slow("exports")
 @pytest.mark.one_backend("an export takes seconds and runs through TensorFlow")
 def test_an_onnx_file_has_the_same_inputs_and_answers(model, tmp_path):
     path = export_onnx(model, tmp_path / "model.onnx", **witness.ONNX)

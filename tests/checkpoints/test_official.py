@@ -437,6 +437,7 @@ def test_the_watch_hears_an_attack(tmp_path):
     assert (tmp_path / "marker").exists()
 
 
+@pytest.mark.slow("builds a network for each hostile file")
 @pytest.mark.parametrize("name", [name for name, _ in attacks("marker")])
 def test_attacks(tmp_path, name):
     path, marker = tmp_path / "model.pkl", tmp_path / "marker"

@@ -71,6 +71,7 @@ def test_a_skipped_image_is_named_once_and_replaced_by_the_next(folder):
         assert label == index // 6
 
 
+@pytest.mark.slow("child processes")
 def test_processes_that_read_change_nothing_and_report_what_they_skip(folder):
     with pytest.warns(UserWarning, match="Skipping"):
         expected = read(load(folder, 4, on_corrupt="skip", flip=True))

@@ -197,6 +197,7 @@ def test_damage_is_named(read, content, message):
 HARMLESS = {"memo_index", "long_frame"}
 
 
+@pytest.mark.slow("reads dozens of hostile files")
 @pytest.mark.parametrize("function", [load_pickle, load_torch])
 @pytest.mark.parametrize("name", [name for name, _ in attacks("marker")])
 def test_attacks(read, tmp_path, name, function):

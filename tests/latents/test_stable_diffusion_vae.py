@@ -67,6 +67,7 @@ def checksum(vae):
 
 
 # KerasCV's own epsilon of 1e-5 would move each of these by 4e-5.
+@pytest.mark.slow("builds the published autoencoder")
 def test_moments_are_the_golden_ones(vae, golden):
     mean, std = vae.encode(golden["images"])
     np.testing.assert_allclose(mean, golden["latent_mean"], atol=2.5e-5)
@@ -237,6 +238,7 @@ def test_a_tensor_too_many_is_named():
         diffusers_weights._match("x.safetensors", File(), tensors)
 
 
+@pytest.mark.slow("builds the published autoencoder")
 def test_kerascvs_own_files_load(vae, golden, tmp_path, monkeypatch, checksum):
     """Its networks scale by 0.18215 with the very weights that we read."""
     before = checksum()
