@@ -55,8 +55,8 @@ class UNet(keras.Model):
     """U-Net with two time inputs (DDPM++, NCSN++), the network G of the flow map.
 
     An encoder halves the resolution between its levels, a decoder doubles it and
-    takes what the encoder saw at the same place; every residual block is told the
-    embedding of both times, of the label and of the augmentation.
+    concatenates the encoder's features of the same place; every residual block is given
+    the embedding of both times, of the label and of the augmentation.
 
     Args:
         image_shape: Three positive integers: height, width and channels. Height and
@@ -338,6 +338,7 @@ class UNet(keras.Model):
         side = self.image_shape[0] // 2 ** (len(self.channel_mult) - 1)
         previous = self.channel_mult[-1]
         self.decoder_blocks = []
+        takes_skip = []  # whether a block is given features of the encoder
         self.image_norms = []
         self.image_convs = []
         for level, multiple in reversed(list(enumerate(self.channel_mult))):
@@ -347,10 +348,12 @@ class UNet(keras.Model):
                     self._block(f"{name}_in0", previous, attention=True),
                     self._block(f"{name}_in1", previous),
                 ]
+                takes_skip += [False, False]
             else:
                 self.decoder_blocks.append(
                     self._block(f"{name}_up", previous, resample="up")
                 )
+                takes_skip.append(False)
             for index in range(self.num_blocks + 1):
                 is_last = index == self.num_blocks
                 attends = is_last and side in self.attention_resolutions
@@ -361,6 +364,7 @@ class UNet(keras.Model):
                         attention=attends,
                     )
                 )
+                takes_skip.append(True)
             if self.decoder_type == "skip" or level == 0:
                 channels = multiple * self.model_channels
                 self.image_norms.append(
@@ -377,6 +381,7 @@ class UNet(keras.Model):
                 )
             previous = multiple
             side *= 2
+        self.takes_skip = tuple(takes_skip)
 
     # -- Passes
 
@@ -414,11 +419,11 @@ class UNet(keras.Model):
                 image = shape
             skips.append(shape)
         norms, convs = iter(self.image_norms), iter(self.image_convs)
-        for block in self.decoder_blocks:
+        for block, takes_skip in zip(self.decoder_blocks, self.takes_skip, strict=True):
             if block.resample == "up" and self.decoder_type == "skip":
                 next(norms).build(shape)
                 next(convs).build(shape)
-            if _takes_skip(block):
+            if takes_skip:
                 shape = (*shape[:3], shape[-1] + skips.pop()[-1])
             block.build(shape, (None, width))
             shape = block.compute_output_shape(shape, (None, width))
@@ -439,7 +444,7 @@ class UNet(keras.Model):
         )
 
     def embed(self, c_t, c_s, labels, augmentation_labels, training) -> Any:
-        """What the blocks are told, `(batch, embedding width)`."""
+        """The embedding of times and labels, `(batch, embedding width)`."""
         features = self.t_features(c_t)
         if self.label_dense is not None:
             one_hot = self.one_hot(labels) * self.num_classes**0.5
@@ -447,8 +452,8 @@ class UNet(keras.Model):
                 one_hot = one_hot * self.label_mask(one_hot)
             features = features + ops.cast(self.label_dense(one_hot), features.dtype)
         if self.augmentation_dense is not None and augmentation_labels is not None:
-            told = self.augmentation_dense(augmentation_labels)
-            features = features + ops.cast(told, features.dtype)
+            embedded = self.augmentation_dense(augmentation_labels)
+            features = features + ops.cast(embedded, features.dtype)
         t = self.t_output(self.t_hidden(features))
         s = self.s_output(self.s_hidden(self.s_features(c_s)))
         return ops.silu(t + s)
@@ -492,11 +497,11 @@ class UNet(keras.Model):
     def decode(self, h, skips, embedding, training) -> Any:
         norms, convs = iter(self.image_norms), iter(self.image_convs)
         image = 0
-        for block in self.decoder_blocks:
+        for block, takes_skip in zip(self.decoder_blocks, self.takes_skip, strict=True):
             if block.resample == "up" and self.decoder_type == "skip":
                 image = image + next(convs)(ops.silu(next(norms)(h)))
                 image = upsample(image, self.resample_filter)
-            if _takes_skip(block):
+            if takes_skip:
                 h = ops.concatenate([h, skips.pop()], axis=-1)
             h = block(h, embedding, training=training)
         return image + next(convs)(ops.silu(next(norms)(h)))
@@ -527,11 +532,6 @@ class UNet(keras.Model):
             seed=self.seed,
         )
         return config
-
-
-def _takes_skip(block: UNetBlock) -> bool:
-    """Whether a decoder block sees features of the encoder: all that are numbered."""
-    return "_block" in block.name
 
 
 def _block_channels(model_channels, channel_mult, num_blocks) -> list[int]:
