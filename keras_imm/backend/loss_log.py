@@ -63,7 +63,7 @@ class _Means(keras.metrics.Metric):
     def result(self) -> dict[str, Any]:
         if not self._names:
             return {}
-        means = self.sums / ops.where(self.count > 0, self.count, 1.0)
+        means = self.sums.value / ops.maximum(self.count.value, 1.0)
         return {name: means[i] for i, name in enumerate(self._names)}
 
 
