@@ -42,7 +42,7 @@ class FlowMap:
         schedule: "flow_matching", "cosine" or a `keras_imm.schedules.Schedule`.
         parameterization: "euler_fm", "simple_edm", "identity" or a
             `keras_imm.parameterizations.Parameterization`.
-        second_time: What the backbone is told of s: "s", or "stride" for t - s.
+        second_time: Second time input of the backbone: "s", or "stride" for t - s.
         time_scale: Positive factor of the times that the backbone sees.
         sigma_data: Standard deviation of the data, and of the noise. Positive.
         min_time: Start of the time range, epsilon in the paper; in [0, max_time).
@@ -165,7 +165,7 @@ class FlowMap:
         return ops.cast(self._guided(x_t, t, s, labels, **passed), x_t.dtype)
 
     def velocity(self, x_t: Any, t: Any, labels: Any = None, **passed) -> Any:
-        """dx/dt of the flow at (x_t, t): what f_{s,t} says where s tends to t.
+        """dx/dt of the flow at (x_t, t): the derivative of f_{s,t}(x_t) in s at s = t.
 
         Args:
             x_t: As in a call.
@@ -233,7 +233,7 @@ class FlowMap:
         return w * guided + (1.0 - w) * unguided
 
     def _augmentation_inputs(self, augmentation_labels: Any, x: Any) -> list:
-        """What the backbone is told of the augmentation; empty if it takes nothing."""
+        """Augmentation labels as the backbone takes them; empty if it takes none."""
         if not self.augmentation_dim:
             return []
         if augmentation_labels is None:

@@ -40,7 +40,7 @@ class Objective:
             for the whole batch; a backward pass is 2.
         averages: Momentum by name of the averages of the weights that the target
             takes, `network.with_weights(name)`. The model keeps and saves them.
-        sampler: What `generate` samples with, unless it is told.
+        sampler: Default of the argument of `generate` with this name.
         time_grid: As `sampler`.
         num_steps: As `sampler`.
         flow_map: The arguments of `FlowMap` that the objective wants; another

@@ -19,9 +19,9 @@ WEIGHTS = ("ema", "raw")
 
 @dataclasses.dataclass(frozen=True)
 class SamplingPlan:
-    """What `generate`, callbacks, exports and evaluations are told of sampling.
+    """How `generate`, callbacks, exports and evaluations sample.
 
-    None stands for what the objective says.
+    None stands for the objective's own value: see `completed`.
 
     Args:
         num_steps: Steps, a positive integer. A list of eta sets it.
