@@ -67,6 +67,16 @@ class FlowMap:
     Raises:
         ValueError: If an argument is out of its range.
 
+    Example:
+
+    ```python
+    backbone = keras_imm.backbones.DiT(image_shape=(8, 8, 1))
+    flow_map = keras_imm.FlowMap(backbone, second_time="stride")
+    x_t = np.random.normal(size=(2, 8, 8, 1)).astype("float32")
+    x_s = flow_map(x_t, 0.9, 0.4)                  # (2, 8, 8, 1)
+    velocity = flow_map.velocity(x_t, 0.9)         # (2, 8, 8, 1)
+    ```
+
     Reference:
         - [Zhou et al., 2025](https://arxiv.org/abs/2503.07565), Section 4 and App. C.5
         - [Kynkäänniemi et al., 2024](https://arxiv.org/abs/2404.07724), for guidance in
@@ -296,6 +306,14 @@ class Network:
         min_time: Start of the time range.
         max_time: End of the time range.
         null_label: The label that stands for none, or None without classes.
+
+    Example:
+
+    ```python
+    network = Network(flow_map, labels=labels, training=True)
+    x_s = network.flow_map(x_t, t, s)              # with those labels
+    g, derivative = network.total_derivative(x_t, t, s, None, velocity)
+    ```
     """
 
     def __init__(

@@ -101,6 +101,10 @@ class FlowMapModel(backend.TrainableModel):
     model.fit(dataset, epochs=10)      # yields images, or (images, labels)
     images = model.generate(labels=[3, 1, 4], num_steps=32)
     ```
+
+    Reference:
+        - [Zhou et al., 2025](https://arxiv.org/abs/2503.07565), Section 4, for the flow
+          map, whose equations other docstrings number
     """
 
     def __init__(

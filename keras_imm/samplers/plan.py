@@ -38,6 +38,15 @@ class SamplingPlan:
     Raises:
         ValueError: If an argument is out of its range, or two contradict each other.
 
+    Example:
+
+    ```python
+    plan = SamplingPlan(num_steps=4, guidance_scale=1.5).completed(model.objective)
+    plan.check(model.flow)
+    plan.times(model.flow)                         # [0.994, ..., 0.0], five times
+    images = model.generate(labels=[3, 1, 4], **plan.arguments())
+    ```
+
     Reference:
         - [Kynkäänniemi et al., 2024](https://arxiv.org/abs/2404.07724), for guidance in
           an interval
