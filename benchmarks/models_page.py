@@ -34,8 +34,8 @@ RECIPES = """\
 ## Recipes
 
 A compiled model with new weights and the settings of one published experiment:
-`keras_imm.recipes.describe(name)` prints them all. The CIFAR-10 network is told of the
-augmentation, which takes 1,152 parameters more than its preset.
+`keras_imm.recipes.describe(name)` prints them all. The CIFAR-10 network takes
+augmentation labels, for which it has 1,152 parameters more than its preset.
 
 | recipe | preset | published FID (steps) | command |
 |---|---|---|---|"""

@@ -131,7 +131,7 @@ class Batches:
         for start in range(0, rows, self._max_rows):
             part = _slice(inputs, start, start + self._max_rows)
             parts.append(await self._answered(signature_name, part))
-        return _joined(parts)
+        return _concatenate(parts)
 
     async def _answered(self, signature_name: str, inputs: Arrays) -> Arrays:
         answer = asyncio.get_running_loop().create_future()
@@ -186,7 +186,7 @@ class Batches:
             return [error]
 
     def _together(self, signature_name: str, batch: Sequence[Arrays]) -> list:
-        outputs = self._run(signature_name, _joined(batch))
+        outputs = self._run(signature_name, _concatenate(batch))
         ends = np.cumsum([_rows(inputs) for inputs in batch])
         starts = [0, *ends[:-1]]
         return [
@@ -211,5 +211,5 @@ def _slice(arrays: Arrays, start: int, end: int) -> Arrays:
     return {name: array[start:end] for name, array in arrays.items()}
 
 
-def _joined(parts: Sequence[Arrays]) -> Arrays:
+def _concatenate(parts: Sequence[Arrays]) -> Arrays:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

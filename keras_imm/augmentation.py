@@ -1,4 +1,4 @@
-"""Augmentation of images that tells the network what was done to each."""
+"""Augmentation of images, with labels for the network that say what was done."""
 
 import math
 from typing import Any

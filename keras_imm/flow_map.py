@@ -42,7 +42,7 @@ class FlowMap:
         schedule: "flow_matching", "cosine" or a `keras_imm.schedules.Schedule`.
         parameterization: "euler_fm", "simple_edm", "identity" or a
             `keras_imm.parameterizations.Parameterization`.
-        second_time: What the backbone is told of s: "s", or "stride" for t - s.
+        second_time: Second time input of the backbone: "s", or "stride" for t - s.
         time_scale: Positive factor of the times that the backbone sees.
         sigma_data: Standard deviation of the data, and of the noise. Positive.
         min_time: Start of the time range, epsilon in the paper; in [0, max_time).
@@ -66,6 +66,16 @@ class FlowMap:
 
     Raises:
         ValueError: If an argument is out of its range.
+
+    Example:
+
+    ```python
+    backbone = keras_imm.backbones.DiT(image_shape=(8, 8, 1))
+    flow_map = keras_imm.FlowMap(backbone, second_time="stride")
+    x_t = np.random.normal(size=(2, 8, 8, 1)).astype("float32")
+    x_s = flow_map(x_t, 0.9, 0.4)                  # (2, 8, 8, 1)
+    velocity = flow_map.velocity(x_t, 0.9)         # (2, 8, 8, 1)
+    ```
 
     Reference:
         - [Zhou et al., 2025](https://arxiv.org/abs/2503.07565), Section 4 and App. C.5
@@ -165,7 +175,7 @@ class FlowMap:
         return ops.cast(self._guided(x_t, t, s, labels, **passed), x_t.dtype)
 
     def velocity(self, x_t: Any, t: Any, labels: Any = None, **passed) -> Any:
-        """dx/dt of the flow at (x_t, t): what f_{s,t} says where s tends to t.
+        """dx/dt of the flow at (x_t, t): the derivative of f_{s,t}(x_t) in s at s = t.
 
         Args:
             x_t: As in a call.
@@ -233,7 +243,7 @@ class FlowMap:
         return w * guided + (1.0 - w) * unguided
 
     def _augmentation_inputs(self, augmentation_labels: Any, x: Any) -> list:
-        """What the backbone is told of the augmentation; empty if it takes nothing."""
+        """Augmentation labels as the backbone takes them; empty if it takes none."""
         if not self.augmentation_dim:
             return []
         if augmentation_labels is None:
@@ -296,6 +306,14 @@ class Network:
         min_time: Start of the time range.
         max_time: End of the time range.
         null_label: The label that stands for none, or None without classes.
+
+    Example:
+
+    ```python
+    network = Network(flow_map, labels=labels, training=True)
+    x_s = network.flow_map(x_t, t, s)              # with those labels
+    g, derivative = network.total_derivative(x_t, t, s, None, velocity)
+    ```
     """
 
     def __init__(

@@ -43,7 +43,7 @@ class IMM(FlowMapModel):
         kernel: "laplace", "rbf", "energy" or a `keras_imm.kernels.Kernel`, such as
             `PseudoHuber(c)`.
         weighting: "elbo", "uniform" or a `keras_imm.weightings.Weighting`.
-        second_time: What the backbone is told of s: "s", or "stride" for t - s.
+        second_time: Second time input of the backbone: "s", or "stride" for t - s.
         time_scale: Positive factor of the times that the backbone sees.
         group_size: Particles per group, M in the paper. A positive integer that
             divides the batch.

@@ -57,11 +57,11 @@ class FlowMapModel(backend.TrainableModel):
         objective: "moment_matching", "flow_matching" or a
             `keras_imm.objectives.Objective`.
         schedule: "flow_matching", "cosine" or a `keras_imm.schedules.Schedule`.
-            Default of this and of the next five: what the objective says, else
+            Default of this and of the next five: the objective's `flow_map`, else
             "flow_matching", "euler_fm", "s", 1000, 0 and 0.994.
         parameterization: "euler_fm", "simple_edm", "identity" or a
             `keras_imm.parameterizations.Parameterization`.
-        second_time: What the backbone is told of s: "s", or "stride" for t - s.
+        second_time: Second time input of the backbone: "s", or "stride" for t - s.
         time_scale: Positive factor of the times that the backbone sees.
         min_time: Start of the time range, epsilon in the paper; in [0, max_time).
         max_time: End of the time range, T in the paper; in (min_time, 1].
@@ -71,7 +71,7 @@ class FlowMapModel(backend.TrainableModel):
         seed: Integer that starts the model's one random stream.
         augmentation: Layer called as `x, augmentation_labels = augmentation(x,
             training=True)` on every batch of training data, such as
-            `keras_imm.augmentation.EDMAugmentation`. The backbone is told the labels
+            `keras_imm.augmentation.EDMAugmentation`. The backbone is given the labels
             in both passes; zeros, in sampling, stand for data as they are.
         **kwargs: `name` and other arguments of `keras.Model`.
 
@@ -102,6 +102,10 @@ class FlowMapModel(backend.TrainableModel):
     model.fit(dataset, epochs=10)      # yields images, or (images, labels)
     images = model.generate(labels=[3, 1, 4], num_steps=32)
     ```
+
+    Reference:
+        - [Zhou et al., 2025](https://arxiv.org/abs/2503.07565), Section 4, for the flow
+          map, whose equations other docstrings number
     """
 
     def __init__(
@@ -140,7 +144,7 @@ class FlowMapModel(backend.TrainableModel):
             if not flow_map.augmentation_dim:
                 raise ValueError(
                     "`augmentation` needs a backbone with `augmentation_dim` above 0, "
-                    "which can be told what was done. Received: "
+                    "which takes augmentation labels. Received: "
                     f"augmentation={augmentation!r}, a {type(backbone).__name__} "
                     "without it"
                 )
@@ -182,7 +186,7 @@ class FlowMapModel(backend.TrainableModel):
 
     @property
     def second_time(self) -> str:
-        """What the backbone is told of s: "s" or "stride"."""
+        """Second time input of the backbone: "s", or "stride" for t - s."""
         return self._flow_map.second_time
 
     @property

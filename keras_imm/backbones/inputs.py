@@ -6,7 +6,7 @@ import keras
 
 
 class Inputs(NamedTuple):
-    """What a backbone is told; see `split_inputs`."""
+    """Inputs of a backbone by name; see `split_inputs`."""
 
     x: Any
     c_t: Any

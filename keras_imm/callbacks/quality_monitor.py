@@ -190,7 +190,7 @@ class QualityMonitor(SampleMetrics):
 
     @functools.cached_property
     def _measured(self) -> dict[str, str]:
-        """What, besides its name, tells a result from one of something else."""
+        """What a result depends on besides its name: mode and held-out data."""
         held_out = self._held_out_features if self.held_out is None else self.held_out
         digest = hashlib.sha256(np.ascontiguousarray(held_out)).hexdigest()
         return {"mode": self.mode, "held_out": digest}

@@ -42,8 +42,8 @@ class Sampling(keras.callbacks.Callback):
         weights: As in `generate`: `"ema"` or `"raw"`.
         batch_size: Samples in one pass of the network.
         seed: Integer that starts the noise.
-        tensorboard: The `TensorBoard` callback that is told what comes out, at the
-            very step of each sampling. Default: none.
+        tensorboard: The `TensorBoard` callback that writes the results, at the very
+            step of each sampling. Default: none.
         guidance_interval: As in `generate`.
 
     Raises:
@@ -156,7 +156,7 @@ class Sampling(keras.callbacks.Callback):
         return samples
 
     def _completed(self, plan: SamplingPlan) -> SamplingPlan | None:
-        """The plan with what the model's objective says; None if it has none."""
+        """The plan with the objective's defaults; None for a model without one."""
         objective = getattr(self.model, "objective", None)
         return None if objective is None else plan.completed(objective)
 

@@ -56,7 +56,7 @@ class TensorBoard(keras.callbacks.Callback):
         self._counter = StepCounter(every_n_steps)
         self._file: EventFile | None = None
         self._is_open = False
-        self._told_by_step: set[str] = set()
+        self._written_by_step: set[str] = set()
 
     # -- What other callbacks may add
 
@@ -71,7 +71,7 @@ class TensorBoard(keras.callbacks.Callback):
             ValueError: If this callback is not among those of the running `fit`.
         """
         self._check_open()
-        self._told_by_step.update(values)
+        self._written_by_step.update(values)
         self._write(values, step)
 
     def add_image(self, name: str, image: np.ndarray, step: int) -> None:
@@ -115,7 +115,7 @@ class TensorBoard(keras.callbacks.Callback):
         if self._counter.is_due_after_epoch(step) and "loss" in logs:
             batches = self._counter.batches_of_epoch(step)
             self._write_step_loss(logs["loss"], batches, step)
-        self._write({k: logs[k] for k in logs.keys() - self._told_by_step}, step)
+        self._write({k: logs[k] for k in logs.keys() - self._written_by_step}, step)
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         self._close()
@@ -124,7 +124,7 @@ class TensorBoard(keras.callbacks.Callback):
         if self._file is not None:
             self._file.close()
         self._file, self._is_open = None, False
-        self._told_by_step = set()
+        self._written_by_step = set()
 
     def _open(self, step: int) -> None:
         self._is_open = True

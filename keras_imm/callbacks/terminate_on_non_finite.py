@@ -80,7 +80,7 @@ class TerminateOnNonFinite(keras.callbacks.Callback):
             # Of all the steps that one call of the train function has made.
             first = max(0, batch + 1 - self.model.steps_per_execution)
             saved |= self._batches(range(first, batch + 1))
-            message += self._told(saved)
+            message += self._describe(saved)
         path = self._write(step, saved)
         raise FloatingPointError(f"{message}. The batch is in {str(path)!r}.")
 
@@ -102,7 +102,8 @@ class TerminateOnNonFinite(keras.callbacks.Callback):
         indices = [self.dataset.batch_indices(i) for i in batches]
         return saved | {"indices": np.concatenate(indices)}
 
-    def _told(self, saved: dict[str, np.ndarray], at_most: int = 16) -> str:
+    def _describe(self, saved: dict[str, np.ndarray], at_most: int = 16) -> str:
+        """The range of every field of one number per sample, and the records."""
         times = ", ".join(
             f"{name} in [{value.min():.6g}, {value.max():.6g}]"
             for name, value in saved.items()
@@ -126,7 +127,7 @@ class TerminateOnNonFinite(keras.callbacks.Callback):
 def redraw_particles(model: keras.Model, batches: Sequence[tuple]) -> list:
     """The particles that the model's last train steps drew, of the same batches.
 
-    Random streams are counters: drawing once more tells how far the draws move them.
+    Random streams are counters: drawing once more shows how far the draws move them.
     They are left where they are.
 
     Args:

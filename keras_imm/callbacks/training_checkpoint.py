@@ -133,7 +133,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             self.logs, self._saved = [], 0
 
     def _find_dataset(self) -> None:
-        """The data set of `fit`, of which an IMM tells."""
+        """The data set of `fit`, which a `FlowMapModel` keeps while it trains."""
         given, shuffled = getattr(self.model, "_fit_data", (None, False))
         if not (hasattr(given, "get_state") and hasattr(given, "set_state")):
             if shuffled and self.dataset is None:

@@ -204,10 +204,10 @@ def _unet(arguments: dict, weights: dict, dtype: Any) -> UNet:
     num_classes = _size(arguments, "label_dim", 0, at_least=0)
     augmentation_dim = _size(arguments, "augment_dim", 0, at_least=0)
     convolutions = sum(18 * blocks * (multiple * width) ** 2 for multiple in multiples)
-    told = (num_classes + augmentation_dim) * noise
+    label_weights = (num_classes + augmentation_dim) * noise
     embeddings = 2 * embedding * (noise + embedding)
     image = 18 * channels * width
-    least = convolutions + told + embeddings + image
+    least = convolutions + label_weights + embeddings + image
     _check_size(least, 20 * len(multiples) * blocks, weights)
     fourier = arguments.get("embedding_kwargs")
     fourier = fourier if isinstance(fourier, dict) else {}

@@ -40,13 +40,45 @@ class Objective:
             for the whole batch; a backward pass is 2.
         averages: Momentum by name of the averages of the weights that the target
             takes, `network.with_weights(name)`. The model keeps and saves them.
-        sampler: What `generate` samples with, unless it is told.
+        sampler: Default of the argument of `generate` with this name.
         time_grid: As `sampler`.
         num_steps: As `sampler`.
         flow_map: The arguments of `FlowMap` that the objective wants; another
             explicit one is taken with a warning.
         needs_total_steps: Whether it uses `progress`, so that `fit` must know the
             number of steps.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+
+    ```python
+    class Noised(NamedTuple):
+        x: Any
+        x_t: Any
+        t: Any
+        labels: Any = None
+
+    @keras.saving.register_keras_serializable(package="my_project")
+    class Denoising(keras_imm.objectives.Objective):
+        network_passes = 3.0  # the output and its backward pass, without a target
+
+        def draw(self, network, x, labels, seed, progress, training):
+            t = keras.random.uniform((ops.shape(x)[0],), 0.0, 0.9, seed=seed)
+            noise = network.sigma_data * keras.random.normal(ops.shape(x), seed=seed)
+            alpha = per_sample(network.schedule.alpha(t), x)
+            sigma = per_sample(network.schedule.sigma(t), x)
+            labels = self.drop_labels(network, labels, seed, training)
+            return Noised(x, alpha * x + sigma * noise, t, labels)
+
+        def loss(self, network, particles, target):
+            p = particles
+            x = network.flow_map(p.x_t, p.t, ops.zeros_like(p.t), p.labels)
+            return ops.mean(ops.square(x - p.x))
+
+    model = keras_imm.FlowMapModel(backbone, objective=Denoising())
+    ```
     """
 
     rows_together: int = 1

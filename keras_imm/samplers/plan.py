@@ -19,9 +19,9 @@ WEIGHTS = ("ema", "raw")
 
 @dataclasses.dataclass(frozen=True)
 class SamplingPlan:
-    """What `generate`, callbacks, exports and evaluations are told of sampling.
+    """How `generate`, callbacks, exports and evaluations sample.
 
-    None stands for what the objective says.
+    None stands for the objective's own value: see `completed`.
 
     Args:
         num_steps: Steps, a positive integer. A list of eta sets it.
@@ -37,6 +37,15 @@ class SamplingPlan:
 
     Raises:
         ValueError: If an argument is out of its range, or two contradict each other.
+
+    Example:
+
+    ```python
+    plan = SamplingPlan(num_steps=4, guidance_scale=1.5).completed(model.objective)
+    plan.check(model.flow)
+    plan.times(model.flow)                         # [0.994, ..., 0.0], five times
+    images = model.generate(labels=[3, 1, 4], **plan.arguments())
+    ```
 
     Reference:
         - [Kynkäänniemi et al., 2024](https://arxiv.org/abs/2404.07724), for guidance in

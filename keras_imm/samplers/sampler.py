@@ -16,6 +16,21 @@ class Sampler:
 
     Attributes:
         evaluations_per_step: Network evaluations of a step, for progress bars.
+
+    Example:
+
+    ```python
+    @keras.saving.register_keras_serializable(package="my_project")
+    class Midpoint(keras_imm.samplers.Sampler):
+        evaluations_per_step = 2
+
+        def step(self, network, x, t, s, index, noise):
+            middle = 0.5 * (t + s)
+            x_middle = x + (middle - t) * network.velocity(x, t)
+            return x + (s - t) * network.velocity(x_middle, middle)
+
+    images = model.generate(num_samples=4, num_steps=16, sampler=Midpoint())
+    ```
     """
 
     evaluations_per_step: int = 1

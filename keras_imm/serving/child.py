@@ -23,7 +23,7 @@ def main(path: str) -> int:
     request = json.loads(pathlib.Path(path).read_text())
     try:
         with warnings.catch_warnings(record=True, action="always") as caught:
-            carry_out(request)
+            run_request(request)
     except Exception as error:
         traceback.print_exc()
         print(child_process.failed(error), flush=True)
@@ -32,7 +32,7 @@ def main(path: str) -> int:
     return 0
 
 
-def carry_out(request: dict) -> None:
+def run_request(request: dict) -> None:
     """Loads the flow map and writes what was asked for."""
     for module in request["modules"]:
         importlib.import_module(module)
