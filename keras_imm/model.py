@@ -694,7 +694,7 @@ class FlowMapModel(backend.TrainableModel):
         copy = FlowMap.from_config(self._flow_map.get_config())
         copy.build(self.data_shape)
         for variable, value in zip(copy.variables, values, strict=True):
-            variable.assign(value)
+            variable.assign(ops.copy(value))  # JAX's training gives buffers away
         return copy.backbone
 
     def _sampling(self) -> samplers.Generator:

@@ -74,7 +74,7 @@ def with_num_classes(
             table[-1] = ops.convert_to_numpy(old[path])[-1]
             variable.assign(table)
         elif path in old and path != "label_dense/kernel":
-            variable.assign(old[path])
+            variable.assign(ops.copy(old[path]))  # JAX's training gives buffers away
         elif path.split("/")[0] not in _LABEL_LAYERS:
             raise ValueError(
                 f"Weight {path!r} of the copy has no counterpart in `model`."

@@ -123,6 +123,10 @@ def test_averages_or_raw_weights():
             ops.convert_to_numpy(expected),
         )
         assert copy.backbone.trainable
+        # Training the copy leaves the model as it is.
+        copy.compile(keras.optimizers.SGD(0.1))
+        copy.fit(images, rng.integers(0, 5, 8), batch_size=8, verbose=0)
+        assert model.generate([0], weights=weights, seed=0).shape == (1, 4, 4, 1)
 
 
 def test_errors():
