@@ -531,7 +531,7 @@ def difference(function, step=0.005):
 @HOW
 def test_derivatives_of_a_transformer(options, how):
     if options.get("dropout") and how is compiled:
-        pytest.skip("masks are drawn outside of compiled functions; see test_model.py")
+        pytest.skip("a step draws masks; see objectives/test_batch_loss.py")
     network, f = dit_network(**options)
     x, t, s, velocity = dit_samples()
     states = random_states(f.backbone)
