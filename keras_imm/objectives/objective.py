@@ -154,9 +154,18 @@ class Objective:
     def drop_labels(
         self, network: Network, labels: Any, seed: Any, training: bool
     ) -> Any:
-        """Labels some of which have become the null label, while training."""
+        """Labels some of which have become the null label, while training.
+
+        Raises:
+            ValueError: If the network has no null label.
+        """
         if labels is None or not training or not self.label_dropout:
             return labels
+        if network.null_label is None:
+            raise ValueError(
+                "`label_dropout` > 0 needs a backbone with `num_classes` > 0. "
+                f"Received: label_dropout={self.label_dropout!r}, num_classes=0"
+            )
         draws = keras.random.uniform((ops.shape(labels)[0],), seed=seed)
         null = ops.full_like(labels, network.null_label)
         return ops.where(draws < self.label_dropout, null, labels)

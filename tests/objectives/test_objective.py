@@ -85,6 +85,9 @@ def test_dropped_labels():
     assert null.mean() == pytest.approx(0.3, abs=0.03)
     np.testing.assert_array_equal(found[~null], kept[~null])
     assert dropped(0.5, labels=None) is None
+    network = Network(FlowMap(FunctionNetwork(None)))
+    with pytest.raises(ValueError, match=r"needs a backbone with `num_classes` > 0"):
+        dropped(0.5)
 
 
 def test_what_an_objective_wants_of_the_flow_map():
