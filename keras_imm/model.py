@@ -237,6 +237,8 @@ class FlowMapModel(backend.TrainableModel):
             self.averaged_weights = [
                 v for each in self._averages.variables.values() for v in each
             ]
+            if self.step is not None:  # compiled before the shape of the data was known
+                self.step = self._new_step()
         self.built = True
         self._freeze()
 
@@ -325,14 +327,14 @@ class FlowMapModel(backend.TrainableModel):
         }
         self._generator = None
         self._log = LossLog()
-        self._make_step()
+        self.step = self._new_step()
+        self.train_function = self.test_function = None
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def _make_step(self) -> None:
-        """Hands the backend's step what it needs."""
-        self.step = backend.TrainStep(self.batch_loss(), self.optimizer, self._log)
-        self.train_function = self.test_function = None
+    def _new_step(self) -> backend.TrainStep:
+        """The backend's step, handed what it needs."""
+        return backend.TrainStep(self.batch_loss(), self.optimizer, self._log)
 
     def batch_loss(self) -> objectives.BatchLoss:
         """Draws, targets and losses of batches, as a train step takes them."""

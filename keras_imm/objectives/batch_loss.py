@@ -154,7 +154,10 @@ class BatchLoss:
         for state, value in zip(states, before, strict=True):
             state.assign(value)
         return keras.tree.map_structure(
-            lambda x: None if x is None else ops.stop_gradient(x), target
+            lambda x: (
+                None if x is None else ops.stop_gradient(ops.convert_to_tensor(x))
+            ),
+            target,
         )
 
     def loss(
@@ -174,6 +177,12 @@ class BatchLoss:
         network = self._network(batch, iterations, training)
         loss = self.objective.loss(network, batch.particles, target)
         loss, others = loss if isinstance(loss, tuple) else (loss, {})
+        loss = ops.convert_to_tensor(loss)
+        if tuple(loss.shape) != ():  # TensorFlow would differentiate the sum
+            raise ValueError(
+                f"`{type(self.objective).__name__}.loss` must return a scalar, or a "
+                f"pair of it and a dict. Received: shape {tuple(loss.shape)}"
+            )
         return loss, {k: ops.convert_to_tensor(v) for k, v in others.items()}
 
     def evaluate(self, data: Any, devices: int = 1) -> tuple[Any, dict[str, Any]]:
@@ -229,6 +238,12 @@ class BatchLoss:
             return ops.ones(())
         done = ops.cast(iterations, "float32")
         total = self.objective.total_steps
+        if total is None and self.objective.needs_total_steps:
+            raise ValueError(
+                f"{type(self.objective).__name__} follows the progress of training: "
+                "give it `total_steps`, or train with `fit`, which counts them. "
+                "Received: total_steps=None"
+            )
         return ops.clip(done / float(total), 0.0, 1.0) if total else done * 0.0
 
     def _checked(self, data: Any, training: bool) -> tuple[Any, Any]:

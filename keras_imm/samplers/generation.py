@@ -1,8 +1,7 @@
 """Walking from noise to data, by compiled steps and compiled loops."""
 
-import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import keras
@@ -182,7 +181,7 @@ class Generator:
         def loop(
             values, x, times, count, noises, draws, state, labels, scale, interval
         ):
-            shape = tuple(x.shape)
+            shape = ops.shape(x)  # TensorFlow may have traced it for any batch size
 
             def body(i, carry):
                 x, state = carry
@@ -258,12 +257,23 @@ class Generator:
         )
 
 
-def _function_key(sampler: Sampler) -> tuple:
-    """Equal for samplers that are alike: by their config, if they have one."""
-    config = sampler.get_config()
-    if not config and vars(sampler):
-        return type(sampler), id(sampler)
-    return type(sampler), json.dumps(config, default=repr)
+def _function_key(sampler: Sampler) -> Hashable:
+    """Equal for samplers that are alike: of equal configs and attributes."""
+    return type(sampler), _content(sampler.get_config()), _content(vars(sampler))
+
+
+def _content(value: Any) -> Hashable:
+    """Equal for equal numbers, arrays and containers; else for the same object."""
+    if isinstance(value, dict):
+        return dict, tuple((key, _content(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(map(_content, value))
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        array = np.asarray(ops.convert_to_numpy(value))
+        return array.shape, array.dtype.str, array.tobytes()
+    if isinstance(value, Hashable):
+        return type(value), value
+    return type(value), id(value)
 
 
 def _condition(labels: Any, plan: SamplingPlan) -> tuple:

@@ -415,3 +415,27 @@ def test_a_model_starts_from_another_one(data):
         model.compile(keras.optimizers.SGD(1e-3))
         model.train_on_batch(*data)
         assert_all_equal(averages_of(model), weights_of(model))
+
+
+class FirstBuiltByData(keras.layers.Layer):
+    """A backbone that does not know the shape of the data."""
+
+    def __init__(self):
+        super().__init__(autocast=False)
+        self.dense = keras.layers.Dense(2)
+
+    def call(self, inputs, training=False):
+        return self.dense(inputs[0])
+
+
+def test_averages_of_a_network_that_the_first_batch_builds():
+    model = keras_imm.FlowMapModel(FirstBuiltByData(), objective=AveragedTarget())
+    model.compile(keras.optimizers.SGD(0.1))
+    x = np.random.default_rng(0).standard_normal((8, 2)).astype("float32")
+    model.fit(x, batch_size=4, epochs=2, shuffle=False, verbose=0)
+    averages = dict(model._named_averages())
+    weights = [ops.convert_to_numpy(v) for v in model.trainable_variables]
+    assert len(averages) == len(weights) == 2
+    for average, weight in zip(averages.values(), weights, strict=True):
+        average = ops.convert_to_numpy(average)
+        assert np.abs(average).max() > 0.0 and np.any(average != weight)

@@ -364,3 +364,29 @@ def test_sample_weights_and_integers_are_refused(data):
 def test_without_labels_where_all_are_dropped(data):
     model = new_model(FlowMatching(label_dropout=1.0))
     assert np.isfinite(model.train_on_batch(data[0]))
+
+
+# -- Objectives that are wrong
+
+
+class LossOfEachRow(Regression):
+    def loss(self, network, particles, target=None):
+        p = particles
+        x = network.flow_map(p.x_t, p.t, ops.zeros_like(p.t), p.labels)
+        return ops.mean(ops.square(x - p.x), axis=(1, 2, 3))
+
+
+def test_a_loss_that_is_no_scalar_is_refused(data):
+    """TensorFlow would differentiate the sum of the rows."""
+    with pytest.raises(
+        ValueError, match=r"LossOfEachRow.loss` must return a scalar.*8"
+    ):
+        fit(new_model(LossOfEachRow()), data)
+
+
+def test_a_step_outside_of_fit_needs_total_steps(data):
+    """Progress would stay at 0."""
+    with pytest.raises(ValueError, match=r"Regression follows.*total_steps=None"):
+        new_model(Regression()).train_on_batch(*data)
+    found = new_model(Regression(total_steps=4))
+    assert found.train_on_batch(*data, return_dict=True)["progress"] == 0.0

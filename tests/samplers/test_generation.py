@@ -270,3 +270,47 @@ def test_a_generator_takes_the_values_of_its_variables(make_model, compiled):
         zeros, plan, plan.times(model.flow), x, None
     )  # Euler-FM of an output of zero
     np.testing.assert_allclose(ops.convert_to_numpy(still), x, atol=1e-6)
+
+
+class Shifted(samplers.Sampler):
+    """Adds the largest of many numbers."""
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+    def step(self, network, x, t, s, index, noise):
+        return 0.0 * x + float(np.max(self.numbers))
+
+    def get_config(self):
+        return {"numbers": self.numbers}
+
+
+def test_samplers_of_other_arrays_are_compiled_anew(make_model):
+    """Whose texts are alike: NumPy writes a long array without its middle."""
+    zeros = np.zeros(3000)
+    other = zeros.copy()
+    other[1500] = 7.0
+    model = make_model({})
+    for numbers in (zeros, other, zeros):
+        samples = model.generate(num_steps=1, sampler=Shifted(numbers))
+        np.testing.assert_array_equal(samples, np.max(numbers))
+
+
+def test_a_sampler_changed_after_its_first_use_is_compiled_anew(make_model):
+    """Also in what its config does not say."""
+    model, sampler = make_model({}), Scaled(1.0)
+    request = {"labels": [0, 1], "num_steps": 1, "seed": 0, "sampler": sampler}
+    before = model.generate(**request)
+    sampler.factor = 3.0
+    np.testing.assert_allclose(model.generate(**request), 3.0 * before, rtol=1e-6)
+
+
+def test_noise_is_drawn_for_one_batch_size_after_another(make_model):
+    """TensorFlow traces a loop anew, for any batch size, where it sees a second."""
+    model = make_model({})
+    request = {"sampler": "restart", "num_steps": 3, "seed": 0, "weights": "raw"}
+    expected = make_model({}).generate(num_samples=4, batch_size=4, **request)
+    for size in (1, 2, 3):
+        assert np.isfinite(model.generate(num_samples=size, **request)).all()
+    samples = model.generate(num_samples=4, batch_size=4, **request)
+    np.testing.assert_allclose(samples, expected, atol=1e-6)
