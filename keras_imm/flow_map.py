@@ -384,8 +384,8 @@ class Network:
 
         Args:
             x: Samples at time t, shape (batch, ...).
-            t: Times of shape (batch,).
-            s: Times of shape (batch,).
+            t: Times of shape (batch,) or a scalar.
+            s: As `t`.
             labels: Integers of shape (batch,), or None for those bound in.
             velocity: Tangent of x, the shape of x.
             rate: Tangent of t, of shape (batch,) or a number.
@@ -394,8 +394,8 @@ class Network:
             Two tensors of the shape of x.
         """
         x, velocity = at_least_float32(x), at_least_float32(velocity)
-        t = ops.cast(t, x.dtype)
-        rate = ops.broadcast_to(ops.cast(rate, x.dtype), ops.shape(t))
+        zeros = ops.zeros((ops.shape(x)[0],), x.dtype)  # each row's own, in memory too
+        t, rate = (ops.cast(v, x.dtype) + zeros for v in (t, rate))
         velocity = ops.cast(velocity, x.dtype)
 
         return self._jvp(

@@ -1,6 +1,7 @@
 """The model: a flow map and the objective that it is trained for."""
 
 import contextlib
+import copy
 import itertools
 import json
 import warnings
@@ -16,6 +17,7 @@ from keras_imm.backend import keras_private
 from keras_imm.backend.loss_log import LossLog
 from keras_imm.backend.random_streams import assign_state, mix_seeds, random_states
 from keras_imm.flow_map import FlowMap
+from keras_imm.objectives.averaged_weights import check_momenta
 from keras_imm.precision import at_least_float32
 from keras_imm.samplers.plan import SamplingPlan
 from keras_imm.samplers.request import SamplingRequest, checked_labels
@@ -138,6 +140,7 @@ class FlowMapModel(backend.TrainableModel):
             "sigma_data": sigma_data,
         }
         flow_map = FlowMap(backbone, **_with_defaults(arguments, objective))
+        check_momenta(objective.averages)
         objective.check(flow_map)
         if augmentation is not None:
             check_instance("augmentation", augmentation, keras.layers.Layer)
@@ -154,7 +157,7 @@ class FlowMapModel(backend.TrainableModel):
         super().__init__(autocast=False, **kwargs)
         keras_private.allow_any_positional_arguments(self)  # model(x_t, 0.9, 0.1)
         self.backbone = backbone
-        self.objective = objective
+        self._objective = objective
         self.augmentation = augmentation
         self.accumulation_steps = accumulation_steps
         self.seed = int(seed)
@@ -166,6 +169,27 @@ class FlowMapModel(backend.TrainableModel):
         self._frozen_layers = ()
         if flow_map.data_shape is not None:
             self.build((None, *flow_map.data_shape))
+
+    @property
+    def objective(self) -> objectives.Objective:
+        """What the flow map is trained for; another one is taken from the next step."""
+        return self._objective
+
+    @objective.setter
+    def objective(self, objective: str | objectives.Objective) -> None:
+        objective = objectives.get(objective)
+        wanted, owned = (dict(one.averages) for one in (objective, self._objective))
+        if wanted != owned:
+            raise ValueError(
+                "Another `objective` of a model must have the same `averages`, which "
+                "the model owns; otherwise make another model of its backbone. "
+                f"Received: averages={wanted}, the model's {owned}"
+            )
+        objective.check(self._flow_map)
+        self._objective = objective
+        if self.step is not None:
+            self.step = self._new_step()
+            self.train_function = self.test_function = None
 
     # -- The pieces of the flow map
 
@@ -414,8 +438,10 @@ class FlowMapModel(backend.TrainableModel):
             return
         steps = steps_per_epoch or steps_per_epoch_of(x, batch_size, validation_split)
         if steps is not None:
-            self.objective.total_steps = int(steps) * int(epochs)
-            self.train_function = None  # it may have been traced without
+            # Of this model alone: others may have been given the same object.
+            own = copy.copy(self.objective)
+            own.total_steps = int(steps) * int(epochs)
+            self.objective = own
         elif self.objective.needs_total_steps:
             raise ValueError(
                 f"{type(self.objective).__name__} follows the progress of training: "

@@ -653,3 +653,20 @@ def test_the_derivative_in_s_can_be_differentiated(weight, remat):
     slope = difference(along, step=0.005)
     assert slope > 1e-2
     assert np.linalg.norm(gradient) == pytest.approx(slope, rel=8e-3)
+
+
+def test_a_scalar_time_of_a_derivative_is_that_of_every_row():
+    flow = FlowMap(FunctionNetwork(lambda x, t, s: x * per_sample_of(t * s)))
+    x, _, _ = samples()
+    rate = np.linspace(0.5, 1.5, BATCH).astype("float32")
+    times = np.full((2, BATCH), [[0.75], [0.25]], "float32")
+    network = Network(flow)
+    expected = network.total_derivative(x, *times, None, x, rate)
+    found = network.total_derivative(x, 0.75, 0.25, None, x, rate)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(numpy(one), numpy(other), rtol=1e-6)
+    assert np.abs(numpy(expected[1])).max() > 0.0
+
+
+def per_sample_of(times):
+    return ops.reshape(times, (-1, 1, 1))

@@ -26,8 +26,7 @@ class AveragedWeights:
     """
 
     def __init__(self, backbone: keras.layers.Layer, momenta: Mapping[str, float]):
-        for name, momentum in momenta.items():
-            check_rate(f"averages[{name!r}]", momentum)
+        check_momenta(momenta)
         self._momenta = dict(momenta)
         self._backbone = backbone
         self._weights = keras_private.weights_made_trainable(backbone)
@@ -80,6 +79,17 @@ class AveragedWeights:
             ):
                 value = ops.cast(weight.value, "float32")
                 average.assign(keep * average.value + (1.0 - keep) * value)
+
+
+def check_momenta(momenta: Mapping[str, float]) -> None:
+    """Raises ValueError unless an objective's `averages` are names and momenta."""
+    for name, momentum in momenta.items():
+        if not isinstance(name, str) or not name or "/" in name:
+            raise ValueError(
+                "`averages` must have non-empty names without a slash, which become "
+                f"part of paths. Received: {name!r}"
+            )
+        check_rate(f"averages[{name!r}]", momentum)
 
 
 def _like(weight: keras.Variable, name: str) -> keras.Variable:

@@ -439,3 +439,13 @@ def test_averages_of_a_network_that_the_first_batch_builds():
     for average, weight in zip(averages.values(), weights, strict=True):
         average = ops.convert_to_numpy(average)
         assert np.abs(average).max() > 0.0 and np.any(average != weight)
+
+
+@pytest.mark.parametrize("averages", [{"a/b": 0.5}, {"": 0.5}, {1: 0.5}, {"a": 1.0}])
+def test_names_and_momenta_are_checked_when_the_model_is_made(averages):
+    class Wrong(AveragedTarget):
+        pass
+
+    Wrong.averages = averages
+    with pytest.raises(ValueError, match="averages"):
+        new_model(Wrong())

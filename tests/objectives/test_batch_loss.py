@@ -366,6 +366,29 @@ def test_without_labels_where_all_are_dropped(data):
     assert np.isfinite(model.train_on_batch(data[0]))
 
 
+# -- Objectives of several models, and several objectives of a model
+
+
+def test_models_with_one_objective_count_their_own_steps(data):
+    objective = Regression()
+    short, long = (new_model(objective) for _ in range(2))
+    fit(short, data, epochs=1)
+    history = fit(long, data, epochs=3)
+    assert objective.total_steps is None
+    assert (short.objective.total_steps, long.objective.total_steps) == (4, 12)
+    expected = expected_progress(np.arange(12), 12).reshape(3, 4).mean(axis=1)
+    np.testing.assert_allclose(history["progress"], expected, rtol=1e-6)
+
+
+def test_another_objective_is_trained_from_the_next_step(data):
+    model = new_model(FlowMatching())
+    assert set(fit(model, data)) == {"loss"}
+    model.objective = Regression()
+    assert set(fit(model, data)) == {"loss", "error", "progress"}
+    with pytest.raises(ValueError, match=r"same `averages`.*target"):
+        model.objective = AveragedTarget()
+
+
 # -- Objectives that are wrong
 
 
