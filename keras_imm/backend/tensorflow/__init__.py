@@ -5,9 +5,9 @@ from keras_imm.backend.tensorflow import processes
 from keras_imm.backend.tensorflow.compilation import (
     compile_function,
     compiles_loops,
-    jvp,
     optimization_barrier,
 )
+from keras_imm.backend.tensorflow.derivatives import jvp
 from keras_imm.backend.tensorflow.devices import device_kind, multiplies_in_tf32
 from keras_imm.backend.tensorflow.model import TrainableModel
 from keras_imm.backend.tensorflow.train_step import TrainStep

@@ -1,4 +1,4 @@
-"""Compiled functions and derivatives under TensorFlow."""
+"""Compiled functions under TensorFlow."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,12 +26,3 @@ def compile_function(function: Callable, jit_compile: bool = False) -> Callable:
 def optimization_barrier(x: Any) -> Any:
     """The tensor: TensorFlow computes it once. See `keras_imm.backend.jax`."""
     return x
-
-
-def jvp(function: Callable, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
-    """Value and derivative in a direction: see `keras_imm.backend.jax`."""
-    with tf.autodiff.ForwardAccumulator(list(primals), list(tangents)) as accumulator:
-        value = function(*primals)
-        # Asked for while the value is in reach: it would be None afterwards.
-        derivative = accumulator.jvp(value, tf.UnconnectedGradients.ZERO)
-    return value, derivative
