@@ -434,7 +434,18 @@ class FlowMapModel(backend.TrainableModel):
         **__: Any,
     ) -> None:
         """Fills in the objective's `total_steps`, which its progress is relative to."""
-        if self.objective.total_steps is not None:
+        total = self.objective.total_steps
+        if total is not None:
+            done = getattr(getattr(self, "optimizer", None), "iterations", 0)
+            if (
+                self.objective.needs_total_steps
+                and int(ops.convert_to_numpy(done)) >= total
+            ):
+                warnings.warn(
+                    f"All {total} steps of {type(self.objective).__name__} are done: "
+                    "its progress stays at 1. Give it a larger `total_steps`.",
+                    stacklevel=3,
+                )
             return
         steps = steps_per_epoch or steps_per_epoch_of(x, batch_size, validation_split)
         if steps is not None:

@@ -365,3 +365,10 @@ def test_the_objective_asks_for_a_flow_map():
     assert model.time_scale == 1.0 and model.second_time == "s"
     with pytest.warns(UserWarning, match=r"Regression is meant for time_scale=1\.0"):
         keras_imm.FlowMapModel(small_dit(), Regression(), time_scale=1000.0)
+
+
+def test_training_beyond_the_steps_that_were_planned_warns():
+    model = make_model(total_steps=3)
+    model.fit(Stream(), epochs=1, verbose=0)
+    with pytest.warns(UserWarning, match="All 3 steps of Regression are done"):
+        model.fit(Stream(), epochs=1, verbose=0)

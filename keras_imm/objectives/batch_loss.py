@@ -27,13 +27,14 @@ class Batch(NamedTuple):
 
     @property
     def dtype(self) -> str:
-        """Dtype of the samples."""
+        """Dtype of the samples, at least float32."""
         dtypes = [
             keras.backend.standardize_dtype(field.dtype)
             for field in self.particles
             if field is not None
         ]
-        return next(filter(keras.backend.is_float_dtype, dtypes))
+        dtype = next(filter(keras.backend.is_float_dtype, dtypes))
+        return keras.backend.result_type(dtype, "float32")
 
 
 class BatchLoss:

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
-from keras_imm.flow_map import Network, per_sample
+from keras_imm.flow_map import FlowMap, Network, per_sample
 from keras_imm.objectives.objective import Objective
 from keras_imm.precision import at_least_float32, mean
 
@@ -47,6 +48,18 @@ class FlowMatching(Objective):
     sampler = "euler"
     num_steps = 32
     flow_map: ClassVar[Mapping[str, Any]] = {"max_time": 1.0}
+
+    def check(self, flow_map: FlowMap) -> None:
+        start = ops.convert_to_tensor(flow_map.min_time, "float32")
+        coefficients = flow_map.parameterization.velocity_coefficients(
+            flow_map.schedule, start, flow_map.sigma_data
+        )
+        if not np.all(np.isfinite([ops.convert_to_numpy(c) for c in coefficients])):
+            name = type(flow_map.parameterization).__name__
+            raise ValueError(
+                f"`parameterization={name}` has no velocity at `min_time`: it needs a "
+                f"larger one. Received: min_time={flow_map.min_time!r}"
+            )
 
     def draw(
         self,

@@ -35,19 +35,20 @@ class ServedNetwork:
         ):
             setattr(self, name, getattr(flow, name))
 
-    def flow_map(self, x: Any, t: Any, s: Any) -> Any:
-        return self._call("flow_map", x, t, s)
+    def flow_map(self, x: Any, t: Any, s: Any, labels: Any = None) -> Any:
+        return self._call("flow_map", labels, x, t, s)
 
-    def output(self, x: Any, t: Any, s: Any) -> Any:
-        return self._call("output", x, t, s)
+    def output(self, x: Any, t: Any, s: Any, labels: Any = None) -> Any:
+        return self._call("output", labels, x, t, s)
 
-    def velocity(self, x: Any, t: Any) -> Any:
-        return self._call("velocity", x, t)
+    def velocity(self, x: Any, t: Any, labels: Any = None) -> Any:
+        return self._call("velocity", labels, x, t)
 
-    def _call(self, name: str, x: Any, *times: Any) -> Any:
+    def _call(self, name: str, labels: Any, x: Any, *times: Any) -> Any:
         batch = tf.shape(x)[:1]
         times = (tf.broadcast_to(tf.cast(time, x.dtype), batch) for time in times)
         label, scale = self._rest
+        label = label if labels is None else labels
         if scale is not None:
             scale = tf.broadcast_to(tf.cast(scale, x.dtype), batch)
             scale = tf.reshape(scale, (-1,) + (1,) * self._rank)

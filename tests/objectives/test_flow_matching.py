@@ -8,6 +8,7 @@ from backends import FLOATS, dtype_of, value_and_gradient
 from contracts.objective import ObjectiveContract
 from function_network import FunctionNetwork
 from keras import ops
+from small_dit import small_dit
 
 import keras_imm
 from keras_imm.flow_map import FlowMap, Network
@@ -231,3 +232,11 @@ def test_it_learns_the_velocity_of_one_point():
     samples = model.generate(num_samples=256, seed=0)
     assert samples.mean() == pytest.approx(0.8, abs=0.1)
     assert samples.std() < 0.12  # the noise has 0.5
+
+
+def test_a_velocity_that_is_infinite_at_the_data_is_refused():
+    arguments = {"objective": "flow_matching", "parameterization": "identity"}
+    with pytest.raises(ValueError, match=r"Identity.*no velocity.*min_time=0\.0"):
+        keras_imm.FlowMapModel(small_dit(), **arguments)
+    model = keras_imm.FlowMapModel(small_dit(), **arguments, min_time=0.01)
+    assert model.min_time == 0.01
