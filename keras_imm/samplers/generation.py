@@ -213,10 +213,11 @@ class Generator:
         longest = max(_SHORT_GRID, 2 ** math.ceil(math.log2(len(times))))
         padded = np.zeros(longest, times.dtype)
         padded[: len(times)] = times
-        count, noises_left = (np.asarray(n, "int32") for n in (plan.num_steps, noises))
+        count = np.asarray(plan.num_steps, "int32")
         if not noises:
             draws = None
         draws_itself = noises > 0 and draws is None
+        noises_left = np.asarray(noises, "int32") if draws_itself else None
         state = seed_generator.state.value if draws_itself else None
         x, state = self._loop(plan.sampler)(
             values, x, padded, count, noises_left, draws, state, *condition
