@@ -133,6 +133,7 @@ def test_a_functional_backbone_and_shared_layers():
     assert flops.multiply_adds(network, data_shape=(5,)) == 2 * 25 + 7 * 5
 
 
+@pytest.mark.slow("trains or builds for seconds")
 def test_counting_is_forgotten():
     """Layers would keep every symbolic call, and the tensors in it, for ever."""
     network = Everything()

@@ -523,6 +523,7 @@ def difference(function, step=0.005):
     return (8 * near - far) / (12 * step)
 
 
+@pytest.mark.slow("trains or builds for seconds")
 @pytest.mark.parametrize(
     "options",
     [{}, {"remat": True}, {"qk_norm": True}, {"dropout": 0.1}],

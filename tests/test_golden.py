@@ -152,6 +152,7 @@ def test_pushforward(golden, name, num_steps, time_grid):
     np.testing.assert_allclose(images, expected, atol=arrays["sample_tolerance"])
 
 
+@pytest.mark.slow("trains or builds for seconds")
 def test_restart(golden):
     arrays, model = golden
     times = samplers.time_grid(
@@ -170,6 +171,7 @@ def test_restart(golden):
     np.testing.assert_allclose(images, expected, atol=arrays["sample_tolerance"])
 
 
+@pytest.mark.slow("trains or builds for seconds")
 @pytest.mark.parametrize(
     ("policy", "tolerance"), [("mixed_bfloat16", 3e-2), ("mixed_float16", 3e-3)]
 )

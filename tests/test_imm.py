@@ -82,6 +82,7 @@ def test_label_dropout_reaches_the_passes_it_should(make_model, images, labels):
         )
 
 
+@pytest.mark.slow("trains or builds for seconds")
 @pytest.mark.parametrize("accumulation_steps", [1, 4])
 def test_batch_must_be_whole_groups(make_model, images, labels, accumulation_steps):
     model = make_model({}, accumulation_steps=accumulation_steps)

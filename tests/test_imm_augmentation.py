@@ -112,6 +112,7 @@ def test_guidance_tells_both_branches(model, images):
     np.testing.assert_allclose(guided, 1.5 * given - 0.5 * null, atol=1e-5)
 
 
+@pytest.mark.slow("trains or builds for seconds")
 @pytest.mark.parametrize("num_classes", [0, 3])
 def test_fit_save_and_load(num_classes, images, tmp_path):
     model = keras_imm.IMM(

@@ -9,6 +9,8 @@ from test_golden import GOLDEN, GUIDANCE, channels_last, load
 
 import keras_imm
 
+pytestmark = pytest.mark.slow("trains in three precisions")
+
 POLICIES = [
     "mixed_bfloat16",
     pytest.param(

@@ -444,6 +444,7 @@ def test_summary_counts_the_backbone(make_model):
     assert model.count_params() > 1000
 
 
+@pytest.mark.slow("trains or builds for seconds")
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision(make_model, images, labels, policy, backend):
     if policy == "mixed_float16" and backend == "jax":

@@ -18,6 +18,8 @@ from keras_imm.flow_map import per_sample
 from keras_imm.objectives import Objective
 from keras_imm.samplers import Sampler
 
+pytestmark = pytest.mark.slow("trains and exports for 20 s")
+
 
 class Noised(NamedTuple):
     x_t: Any

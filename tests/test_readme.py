@@ -5,8 +5,11 @@ import re
 
 import keras
 import numpy as np
+import pytest
 
 from keras_imm.checkpoints import official
+
+pytestmark = pytest.mark.slow("trains what the page shows")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "data" / "golden"

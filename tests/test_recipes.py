@@ -134,6 +134,7 @@ def test_arguments_of_the_network_win_over_its_preset_and_the_recipe():
     assert network.patch_size == 2 and model.num_classes == 5
 
 
+@pytest.mark.slow("trains or builds for seconds")
 def test_the_published_sizes():
     model = recipes.build("cifar10")
     # The network of Table 5 (56,061,443), told of the augmentation: 9 x 128 more.

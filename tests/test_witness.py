@@ -17,6 +17,8 @@ import witness
 from keras_imm.callbacks import TrainingCheckpoint
 from keras_imm.serving import export_onnx, export_saved_model
 
+pytestmark = pytest.mark.slow("loads saved models of three backends")
+
 BACKEND = keras.backend.backend()
 OWN = witness.ROOT / BACKEND
 

@@ -285,6 +285,7 @@ class TestRemat:
         losses = [float(model.train_on_batch(x)) for _ in range(2)]
         return losses, [ops.convert_to_numpy(v) for v in model.variables]
 
+    @pytest.mark.slow("trains or builds for seconds")
     @pytest.mark.parametrize(("dropout", "steps"), [(0.0, 1), (0.3, 2)])
     def test_training_is_the_same(self, dropout, steps):
         expected_losses, expected = self.trained(steps, dropout=dropout)
@@ -294,6 +295,7 @@ class TestRemat:
         for one, other in zip(variables, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=3e-5)
 
+    @pytest.mark.slow("trains or builds for seconds")
     @pytest.mark.parametrize("model_dtype", [None, "float32"])
     def test_training_in_half_precision_is_the_same(self, model_dtype):
         """Also where the model around the network is in float32."""
@@ -409,6 +411,7 @@ def count_parameters(preset):
     return sum(int(np.prod(v.shape)) for v in backbone.trainable_variables)
 
 
+@pytest.mark.slow("trains or builds for seconds")
 def test_parameter_counts_are_the_published_ones():
     counts = {preset: count_parameters(preset) for preset in PUBLISHED_PARAMETERS}
     # Forgets the variables without values, but also what JAX has compiled.

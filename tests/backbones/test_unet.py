@@ -68,6 +68,7 @@ def assert_equals_the_equations(backbone, arguments):
 
 
 class TestEquations:
+    @pytest.mark.slow("trains or builds for seconds")
     @pytest.mark.parametrize(
         ("encoder_type", "decoder_type", "embedding_type"),
         itertools.product(
@@ -113,6 +114,7 @@ class TestEquations:
 
 
 class TestPresets:
+    @pytest.mark.slow("trains or builds for seconds")
     def test_parameter_counts_are_the_published_ones(self):
         counts = {preset: count_parameters(preset) for preset in PUBLISHED_PARAMETERS}
         # Nine labels of augmentation to 128 features of a time, without bias.
@@ -377,6 +379,7 @@ def test_compiled_with_an_unknown_batch_size():
     np.testing.assert_allclose(g, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow("trains or builds for seconds")
 def test_a_model_trains_saves_and_generates(tmp_path):
     backbone = UNet(
         image_shape=(8, 8, 3),

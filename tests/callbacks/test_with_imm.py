@@ -85,6 +85,7 @@ def test_training_goes_on_bit_for_bit_as_without_the_callbacks(
     assert quality.best[key] == min(quality.history[key])
 
 
+@pytest.mark.slow("trains or builds for seconds")
 def test_within_an_epoch_the_weights_are_those_of_the_step(make_model, images, labels):
     """Samples after step 3 of an epoch are those of a training of three steps."""
     seen = {}

@@ -101,6 +101,7 @@ def test_labels_taken_away_and_given(tmp_path):
     np.testing.assert_array_equal(kept["label_dense/bias"], new["label_dense/bias"])
 
 
+@pytest.mark.slow("trains or builds for seconds")
 def test_averages_or_raw_weights():
     model = keras_imm.IMM(small_dit())
     model.compile(keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.9))

@@ -15,6 +15,8 @@ import keras_imm
 from keras_imm.checkpoints import load_official
 from keras_imm.checkpoints.__main__ import main
 
+pytestmark = pytest.mark.slow("builds a network for each file")
+
 GOLDEN = pathlib.Path(__file__).parents[1] / "data/golden"
 DIT = GOLDEN / "dit_euler_fm_stride.pkl"
 UNET = GOLDEN / "unet_ddpmpp_simple_edm.pkl"

@@ -105,6 +105,7 @@ def test_the_networks_arguments_win_over_the_models(tmp_path):
     reloaded(tmp_path, backbone, arguments, network_arguments=network)
 
 
+@pytest.mark.slow("trains or builds for seconds")
 @pytest.mark.parametrize("encoder_type", ["standard", "skip", "residual"])
 @pytest.mark.parametrize("decoder_type", ["standard", "skip"])
 def test_unet(tmp_path, encoder_type, decoder_type):
@@ -149,6 +150,7 @@ def test_unet(tmp_path, encoder_type, decoder_type):
     reloaded(tmp_path, backbone, arguments)
 
 
+@pytest.mark.slow("trains or builds for seconds")
 def test_what_the_published_network_is_by_default(tmp_path):
     """Karras et al., 2022: one level more than IMM's CIFAR-10 network."""
     backbone = UNet(

@@ -15,6 +15,8 @@ from small_dit import small_dit
 
 import keras_imm
 
+pytestmark = pytest.mark.slow("follows every call of a training")
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
 PACKAGE = ROOT / "keras_imm"

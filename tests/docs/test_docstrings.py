@@ -18,6 +18,8 @@ from keras_imm.flow_map import FlowMap, Network, per_sample
 from keras_imm.objectives import Objective
 from keras_imm.samplers import Sampler, SamplingPlan
 
+pytestmark = pytest.mark.slow("runs every example")
+
 
 @pytest.fixture
 def run(monkeypatch):

@@ -14,6 +14,8 @@ from keras.src.saving.object_registration import GLOBAL_CUSTOM_OBJECTS
 from keras_imm import schedules
 from keras_imm.samplers import Pushforward, Restart
 
+pytestmark = pytest.mark.slow("trains what the page shows")
+
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "extending.md"
 HEADING = re.compile(r"^## (.*)$", re.MULTILINE)
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -175,7 +175,8 @@ x = np.zeros((8, 8, 8, 3), "float32")
 for compiled in (True, False):
     generator = keras_imm.samplers.Generator(model.flow, compiled)
     given = keras.ops.convert_to_tensor(x), np.zeros(8, "int32")
-    out = generator.sample(model.weights_for_sampling(), plan, *given)
+    times = plan.times(model.flow)
+    out = generator.sample(model.weights_for_sampling(), plan, times, *given)
     shards = out.addressable_shards
     assert [shard.data.shape[0] for shard in shards] == [2] * 4, shards
 # What does not divide is computed whole.

@@ -20,6 +20,8 @@ from keras_imm.latents import (
     normalize,
 )
 
+pytestmark = pytest.mark.slow("builds the published autoencoder")
+
 
 @pytest.fixture(scope="module")
 def golden():

@@ -12,6 +12,8 @@ from metrics.seeded_inception import seeded_weights
 
 from keras_imm.metrics import InceptionV3, inception
 
+pytestmark = pytest.mark.slow("builds the published network")
+
 GOLDEN_TAPS = ("64", "192", "768", "2048", "logits_unbiased", "logits")
 
 

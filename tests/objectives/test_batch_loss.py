@@ -67,6 +67,7 @@ def test_a_step_is_one_of_the_optimizer(data, accumulation_steps):
     np.testing.assert_allclose(history["progress"], [0.125, 0.625], rtol=1e-6)
 
 
+@pytest.mark.slow("trains or builds for seconds")
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
@@ -266,6 +267,7 @@ def test_scalars_may_be_numbers_of_any_kind(data):
 # -- A step is one of a large batch
 
 
+@pytest.mark.slow("trains or builds for seconds")
 @pytest.mark.parametrize("kind", [Regression, AveragedTarget, Roles, Derivatives])
 def test_accumulation_is_one_large_batch(data, kind):
     weights, histories = [], []
@@ -291,6 +293,7 @@ def test_accumulation_is_one_large_batch(data, kind):
     assert max(np.abs(a - b).max() for a, b in pairs) > 1e-3
 
 
+@pytest.mark.slow("trains or builds for seconds")
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("kind", [AveragedTarget, Derivatives])
 def test_eager_steps_are_the_compiled_ones(data, kind, dropout):

@@ -350,6 +350,7 @@ def test_mixed_float16_training(mixed_float16):
         assert np.all(np.isfinite(a)) and np.all(a != b)
 
 
+@pytest.mark.slow("trains or builds for seconds")
 def test_trains_imm_and_loads_with_it(tmp_path, images, labels):
     def step(model):
         return model.train_on_batch(images, labels)

@@ -25,6 +25,7 @@ def counting(kind):
     return Counting()
 
 
+@pytest.mark.slow("trains or builds for seconds")
 @pytest.mark.parametrize("name", NAMES)
 def test_one_compilation_serves_1_to_15_steps(make_model, name):
     model, sampler = make_model({}), counting(samplers.SAMPLERS[name])

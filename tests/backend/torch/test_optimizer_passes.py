@@ -98,6 +98,7 @@ def test_an_optimizer_is_as_it_was_after_a_step_that_failed():
     assert vars(optimizer).keys() == before.keys()
 
 
+@pytest.mark.slow("trains or builds for seconds")
 def test_a_unet_trains_as_with_keras_own_adam(images, monkeypatch):
     """Gradients of convolutions lie in memory in another order than their weights."""
     from keras_imm.backend.torch import train_step
