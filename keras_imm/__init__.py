@@ -29,6 +29,8 @@ from keras_imm.model import FlowMapModel
 
 __version__ = "0.1.0"
 
+distribution.dit_layout_map = backbones.DiT.layout_map  # where it was in 0.1.0
+
 __all__ = [
     "IMM",
     "FlowMap",

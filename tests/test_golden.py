@@ -9,7 +9,7 @@ import pytest
 
 from keras_imm import samplers
 from keras_imm.checkpoints.official import build_model
-from keras_imm.checkpoints.published_weights import assign_dit, assign_unet
+from keras_imm.checkpoints.published_weights import assign_published_weights
 
 GOLDEN = sorted((pathlib.Path(__file__).parent / "data/golden").glob("*.npz"))
 GUIDANCE = 1.5
@@ -32,8 +32,7 @@ def load(path, policy=None):
     }
     arguments = json.loads(str(arrays["config_json"]))
     model = build_model(arguments, weights, dtype=policy)
-    is_dit = arguments["model_type"] == "DiT"
-    (assign_dit if is_dit else assign_unet)(model.backbone, weights)
+    assign_published_weights(model.backbone, weights)
     arrays["tolerance"], arrays["sample_tolerance"] = TOLERANCES[
         arguments["model_type"]
     ]

@@ -1,10 +1,12 @@
 """Diffusion transformer."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 from keras import ops
 
+from keras_imm.backbones import published_weights as published
 from keras_imm.backbones.inputs import split_inputs
 from keras_imm.backend.attention import may_recompute
 from keras_imm.backend.random_streams import mix_seeds
@@ -19,6 +21,7 @@ from keras_imm.layers.validation import (
 )
 from keras_imm.validation import (
     check_boolean,
+    check_instance,
     check_integer,
     check_positive_number,
     check_rate,
@@ -273,6 +276,105 @@ class DiT(keras.Model):
         x = split_inputs(inputs, self.image_shape, self.num_classes).x
         return keras.KerasTensor(x.shape, dtype=self.output_dtype)
 
+    @staticmethod
+    def layout_map(
+        device_mesh: keras.distribution.DeviceMesh, axis: str = "model"
+    ) -> keras.distribution.LayoutMap:
+        """Splits the weights, for `keras.distribution.ModelParallel` under JAX.
+
+        Of each pair of dense layers the first is split by its outputs and the second
+        by its inputs, so that what lies between them stays on its device. Modulations
+        and the table of labels are split by their outputs. The averages of the weights
+        and the rest of the optimizer's state follow the weights. What is small stays
+        whole.
+
+        Args:
+            device_mesh: Mesh of devices, one of whose axes is `axis`. The size of that
+                axis must divide the network's `hidden_size`.
+            axis: Name of the mesh's axis over which the weights are split.
+
+        Returns:
+            `keras.distribution.LayoutMap`.
+
+        Raises:
+            ValueError: If `device_mesh` is no device mesh or has no such axis.
+
+        Example:
+
+        ```python
+        mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"))
+        strategy = keras.distribution.ModelParallel(
+            layout_map=keras_imm.backbones.DiT.layout_map(mesh), batch_dim_name="batch"
+        )
+        keras.distribution.set_distribution(strategy)
+        model = keras_imm.recipes.build("imagenet256_dit_xl_2_stride")
+        ```
+
+        Reference:
+            - [Shoeybi et al., 2019](https://arxiv.org/abs/1909.08053), Section 3
+        """
+        check_instance("device_mesh", device_mesh, keras.distribution.DeviceMesh)
+        if axis not in device_mesh.axis_names:
+            raise ValueError(
+                f"`axis` must be one of {tuple(device_mesh.axis_names)}. "
+                f"Received: axis={axis!r}"
+            )
+        layout_map = keras.distribution.LayoutMap(device_mesh)
+        for layer in (
+            r"block_\d+/attention/qkv",
+            r"block_\d+/mlp_hidden",
+            r"(block_\d+|final_layer)/modulation",
+            r"[ts]_embedding/hidden_dense",
+        ):
+            layout_map[rf"(.*/)?{layer}/kernel"] = (None, axis)
+            layout_map[rf"(.*/)?{layer}/bias"] = (axis,)
+        for layer in (
+            r"block_\d+/attention/projection",
+            r"block_\d+/mlp_output",
+            r"[ts]_embedding/output_dense",
+        ):
+            layout_map[rf"(.*/)?{layer}/kernel"] = (axis, None)
+        layout_map[r"(.*/)?label_embedding/embeddings"] = (None, axis)
+        return layout_map
+
+    def published_weights(self) -> Iterator[published.PublishedWeight]:
+        """The arrays of a published DiT, and the variables that they belong to."""
+        yield from _patch_projection("x_embedder.proj", self)
+        for name, embedding in (
+            ("t_embedder", self.t_embedding),
+            ("s_embedder", self.s_embedding),
+        ):
+            yield from published.linear(f"{name}.mlp.0", embedding.hidden_dense)
+            yield from published.linear(f"{name}.mlp.2", embedding.output_dense)
+        if self.label_embedding is not None:
+            yield published.unchanged(
+                "y_embedder.embedding_table.weight", self.label_embedding.embeddings
+            )
+        for index, block in enumerate(self.blocks):
+            name = f"blocks.{index}"
+            yield from published.linear(f"{name}.attn.qkv", block.attention.qkv)
+            if self.qk_norm:
+                yield from published.norm(
+                    f"{name}.attn.q_norm", block.attention.query_norm
+                )
+                yield from published.norm(
+                    f"{name}.attn.k_norm", block.attention.key_norm
+                )
+            yield from published.linear(f"{name}.attn.proj", block.attention.projection)
+            yield from published.linear(f"{name}.mlp.fc1", block.mlp_hidden)
+            yield from published.linear(f"{name}.mlp.fc2", block.mlp_output)
+            yield from published.linear(f"{name}.adaLN_modulation.1", block.modulation)
+        final_layer = self.final_layer
+        yield from published.linear("final_layer.linear", final_layer.projection)
+        yield from published.linear(
+            "final_layer.adaLN_modulation.1", final_layer.modulation
+        )
+
+    def published_tables(self) -> Iterator[published.FixedTable]:
+        """Arrays of a published DiT that are fixed."""
+        table = ops.convert_to_numpy(self.position_embedding.table)[None]
+        yield published.FixedTable("pos_embed", table, "sine-cosine table")
+
     def get_config(self) -> dict:
         config = super().get_config()
         config.update(
@@ -289,3 +391,22 @@ class DiT(keras.Model):
             remat=self.remat,
         )
         return config
+
+
+def _patch_projection(
+    name: str, backbone: "DiT"
+) -> Iterator[published.PublishedWeight]:
+    """A convolution, (output, channel, row, column), as a matrix.
+
+    The rows of ours are the flattened (row, column, channel).
+    """
+    dense = backbone.patch_embedding.projection
+    patch, channels = backbone.patch_size, backbone.image_shape[-1]
+    shape = (backbone.hidden_size, channels, patch, patch)
+    yield published.PublishedWeight(
+        f"{name}.weight",
+        shape,
+        dense.kernel,
+        lambda value: value.transpose(2, 3, 1, 0).reshape(dense.kernel.shape),
+    )
+    yield published.unchanged(f"{name}.bias", dense.bias)

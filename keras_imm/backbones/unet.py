@@ -1,11 +1,13 @@
 """The U-Net of DDPM++ and NCSN++."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_imm.backbones import published_weights as published
 from keras_imm.backbones.inputs import Inputs, split_inputs
 from keras_imm.backend.random_streams import mix_seeds
 from keras_imm.layers.fourier_embedding import FourierEmbedding
@@ -510,6 +512,56 @@ class UNet(keras.Model):
         x = self.split_inputs(inputs).x
         return keras.KerasTensor(x.shape, dtype=self.output_dtype)
 
+    def published_weights(self) -> Iterator[published.PublishedWeight]:
+        """The arrays of a published network, and the variables that they belong to."""
+        for suffix, features, hidden, output in (
+            ("", self.t_features, self.t_hidden, self.t_output),
+            ("_s", self.s_features, self.s_hidden, self.s_output),
+        ):
+            if self.embedding_type == "fourier":
+                yield published.frequencies(
+                    f"map_noise{suffix}.freqs", features.frequencies
+                )
+            yield from published.linear(f"map_layer0{suffix}", hidden)
+            yield from published.linear(f"map_layer1{suffix}", output)
+        if self.label_dense is not None:
+            yield from published.linear("map_label", self.label_dense)
+        if self.augmentation_dense is not None:
+            yield from published.linear("map_augment", self.augmentation_dense)
+        for conv in (self.input_conv, *self.auxiliary_convs):
+            yield from published.convolution(_published_name(conv), conv)
+        for block in (*self.encoder_blocks, *self.decoder_blocks):
+            yield from _published_block(_published_name(block), block)
+        for norm, conv in zip(self.image_norms, self.image_convs, strict=True):
+            yield from published.norm(_published_name(norm), norm)
+            yield from published.convolution(_published_name(conv), conv)
+
+    def published_tables(self) -> Iterator[published.FixedTable]:
+        """Buffers of the published convolutions that resample."""
+        taps = np.asarray(self.resample_filter) / sum(self.resample_filter)
+        values = np.outer(taps, taps)[None, None]
+        for block in (*self.encoder_blocks, *self.decoder_blocks):
+            if block.resample is not None:
+                yield published.FixedTable(
+                    f"{_published_name(block)}.conv0.resample_filter", values
+                )
+                yield published.FixedTable(
+                    f"{_published_name(block)}.skip.resample_filter", values
+                )
+        if self.encoder_type == "residual":
+            for conv in self.auxiliary_convs:
+                yield published.FixedTable(
+                    f"{_published_name(conv)}.resample_filter", values
+                )
+        elif self.encoder_type == "skip":
+            for conv in self.auxiliary_convs:
+                name = _published_name(conv).replace("aux_skip", "aux_down")
+                yield published.FixedTable(f"{name}.resample_filter", values)
+        if self.decoder_type == "skip":
+            for norm in self.image_norms[1:]:
+                name = _published_name(norm).replace("aux_norm", "aux_up")
+                yield published.FixedTable(f"{name}.resample_filter", values)
+
     def get_config(self) -> dict:
         config = super().get_config()
         config.update(
@@ -560,3 +612,26 @@ def _check_integers(name: str, value, shortest: int) -> None:
         raise ValueError(
             f"`{name}` must be a list of positive integers. Received: {name}={value!r}"
         )
+
+
+def _published_name(layer: keras.layers.Layer) -> str:
+    """Such as `enc.16x16_block0` for the layer `encoder_16x16_block0`."""
+    part, name = layer.name.split("_", 1)
+    return f"{part[:3]}.{name}"
+
+
+def _published_block(
+    name: str, block: UNetBlock
+) -> Iterator[published.PublishedWeight]:
+    yield from published.norm(f"{name}.norm0", block.input_norm)
+    yield from published.convolution(f"{name}.conv0", block.input_conv)
+    yield from published.linear(f"{name}.affine", block.embedding_dense)
+    yield from published.norm(f"{name}.norm1", block.output_norm)
+    yield from published.convolution(f"{name}.conv1", block.output_conv)
+    if block.skip_conv is not None:
+        yield from published.convolution(f"{name}.skip", block.skip_conv)
+    if block.attention:
+        attention = block.self_attention
+        yield from published.norm(f"{name}.norm2", block.attention_norm)
+        yield from published.interleaved_qkv(f"{name}.qkv", attention.qkv)
+        yield from published.pointwise(f"{name}.proj", attention.projection)

@@ -12,7 +12,7 @@ from keras_imm.backbones.dit import DiT
 from keras_imm.backbones.unet import UNet
 from keras_imm.checkpoints.hub import PUBLISHED, fetch
 from keras_imm.checkpoints.persistent_modules import Module, map_file, read_checkpoint
-from keras_imm.checkpoints.published_weights import assign_dit, assign_unet
+from keras_imm.checkpoints.published_weights import assign_published_weights
 from keras_imm.imm import IMM
 from keras_imm.validation import check_integer, check_positive_number
 
@@ -288,8 +288,7 @@ def _assign(model: IMM, weights: dict, data: mmap.mmap, verbose: int) -> None:
         _forget(data)
         bar.update(count)
 
-    assign = assign_dit if isinstance(model.backbone, DiT) else assign_unet
-    assign(model.backbone, weights, progress)
+    assign_published_weights(model.backbone, weights, progress)
     bar.update(len(weights), finalize=True)
 
 

@@ -1,6 +1,5 @@
 """Several devices for one training run, with the means of each backend."""
 
-from keras_imm.distribution.layouts import dit_layout_map
 from keras_imm.distribution.strategy import (
     Strategy,
     alone,
@@ -16,7 +15,6 @@ __all__ = [
     "Strategy",
     "alone",
     "barrier",
-    "dit_layout_map",
     "initialize",
     "is_chief",
     "num_devices",

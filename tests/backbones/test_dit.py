@@ -9,7 +9,7 @@ from keras import ops
 
 import keras_imm
 from keras_imm.backbones import DiT
-from keras_imm.checkpoints.published_weights import assign_dit
+from keras_imm.checkpoints.published_weights import assign_published_weights
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
@@ -77,7 +77,7 @@ class TestGolden:
             if key.startswith("weight/")
         }
         backbone = dit(num_classes=10)
-        assign_dit(backbone, weights)
+        assign_published_weights(backbone, weights)
         return backbone, golden, json.loads(str(golden["config_json"]))
 
     def times(self, golden, config):
@@ -430,3 +430,12 @@ def test_jax_keeps_the_residual_stream_on_a_cpu(backend):
     inputs = [np.zeros((2, 8, 8, 1), "float32"), np.zeros(2, "float32")]
     text = jax.jit(lambda x, t: backbone([x, t, t])).lower(*inputs).as_text()
     assert text.count("optimization_barrier") == 2 * 3 + 1  # the norms
+
+
+def test_a_layout_map_needs_a_mesh_with_the_axis():
+    with pytest.raises(ValueError, match="`device_mesh` must be a DeviceMesh"):
+        DiT.layout_map("mesh")
+    mesh = keras.distribution.DeviceMesh((1,), ("batch",), devices=["cpu:0"])
+    with pytest.raises(ValueError, match=r"`axis` must be one of \('batch',\).*model"):
+        DiT.layout_map(mesh)
+    assert keras_imm.distribution.dit_layout_map is DiT.layout_map  # its old name

@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 
 from keras_imm.backbones import DiT
-from keras_imm.checkpoints.published_weights import assign_dit
+from keras_imm.checkpoints.published_weights import assign_published_weights
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
@@ -34,7 +34,7 @@ def test_every_variable_is_assigned(state):
     backbone = build_backbone()
     for variable in backbone.trainable_variables:
         variable.assign(np.full(variable.shape, np.nan))
-    assign_dit(backbone, state)
+    assign_published_weights(backbone, state)
     assert all(np.isfinite(value).all() for value in values(backbone))
     assigned = sum(value.size for value in values(backbone))
     table = state["model.pos_embed"].size
@@ -43,8 +43,8 @@ def test_every_variable_is_assigned(state):
 
 def test_prefix_may_be_missing(state):
     with_prefix, without_prefix = build_backbone(), build_backbone()
-    assign_dit(with_prefix, state)
-    assign_dit(
+    assign_published_weights(with_prefix, state)
+    assign_published_weights(
         without_prefix,
         {name.removeprefix("model."): value for name, value in state.items()},
     )
@@ -63,7 +63,7 @@ def test_query_and_key_normalization(state):
         for kind in ("weight", "bias")
     }
     backbone = build_backbone(qk_norm=True)
-    assign_dit(backbone, {**state, **extra})
+    assign_published_weights(backbone, {**state, **extra})
     key_norm = backbone.blocks[1].attention.key_norm
     for variable, kind in ((key_norm.gamma, "weight"), (key_norm.beta, "bias")):
         np.testing.assert_allclose(
@@ -116,7 +116,7 @@ def test_a_weight_that_does_not_fit_changes_nothing(state, spoil, name, message)
     before = values(backbone)
     spoil(state, name)
     with pytest.raises(ValueError, match=message):
-        assign_dit(backbone, state)
+        assign_published_weights(backbone, state)
     for value, expected in zip(values(backbone), before, strict=True):
         np.testing.assert_array_equal(value, expected)
 
@@ -125,9 +125,9 @@ def test_the_first_weight_that_does_not_fit_is_named(state):
     remove(state, "model.blocks.0.attn.qkv.weight")
     remove(state, "model.blocks.1.attn.qkv.weight")
     with pytest.raises(ValueError, match=r"'blocks\.0\.attn\.qkv\.weight'"):
-        assign_dit(build_backbone(), state)
+        assign_published_weights(build_backbone(), state)
 
 
 def test_depth_that_differs_names_the_surplus(state):
     with pytest.raises(ValueError, match=r"'blocks.1.* belongs to no variable"):
-        assign_dit(DiT((8, 8, 4), 2, 48, 1, 4, num_classes=10), state)
+        assign_published_weights(DiT((8, 8, 4), 2, 48, 1, 4, num_classes=10), state)

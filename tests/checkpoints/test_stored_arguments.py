@@ -6,11 +6,6 @@ from published_files import write_checkpoint
 
 from keras_imm.backbones import DiT, UNet
 from keras_imm.checkpoints import load_official
-from keras_imm.checkpoints.published_weights import (
-    _dit_weights,
-    _unet_filters,
-    _unet_weights,
-)
 
 SETTINGS = {
     "s_embed": True,
@@ -28,12 +23,8 @@ def published(backbone):
     """Random weights for a backbone, by their published names."""
     backbone.build()
     rng = np.random.default_rng(0)
-    if isinstance(backbone, DiT):
-        tables = {"pos_embed": np.asarray(backbone.position_embedding.table)[None]}
-        weights = _dit_weights(backbone)
-    else:
-        tables = {table.name: table.values for table in _unet_filters(backbone)}
-        weights = _unet_weights(backbone)
+    tables = {table.name: table.values for table in backbone.published_tables()}
+    weights = backbone.published_weights()
     drawn = {w.name: rng.standard_normal(w.shape).astype("f4") for w in weights}
     arrays = {**{n: v.astype("f4") for n, v in tables.items()}, **drawn}
     return {f"model.{name}": value for name, value in arrays.items()}

@@ -53,11 +53,3 @@ def test_tensorflow_has_one_process(backend):
         pytest.skip("The other backends join processes")
     with pytest.raises(ValueError, match=r"one process has all devices.*'host:1'"):
         distribution.initialize("host:1", 2, 0)
-
-
-def test_a_layout_map_needs_a_mesh_with_the_axis():
-    with pytest.raises(ValueError, match="`device_mesh` must be a DeviceMesh"):
-        distribution.dit_layout_map("mesh")
-    mesh = keras.distribution.DeviceMesh((1,), ("batch",), devices=["cpu:0"])
-    with pytest.raises(ValueError, match=r"`axis` must be one of \('batch',\).*model"):
-        distribution.dit_layout_map(mesh)

@@ -136,7 +136,7 @@ def split_weights():
     one, loss, update = trained()
     mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"))
     strategy = keras.distribution.ModelParallel(
-        layout_map=distribution.dit_layout_map(mesh), batch_dim_name="batch"
+        layout_map=keras_imm.backbones.DiT.layout_map(mesh), batch_dim_name="batch"
     )
     with strategy.scope():
         eight, split_loss, split_update = trained()
