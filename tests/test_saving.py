@@ -46,6 +46,7 @@ def load(folder, name):
 FORMATS = pytest.mark.parametrize("name", ["model.keras", "model.weights.h5"])
 
 
+@pytest.mark.one_backend("each loads the witnesses of all")
 @FORMATS
 def test_from_each_backend(saved, name):
     expected = dict(np.load(saved / "state.npz"))

@@ -439,6 +439,7 @@ def test_the_watch_hears_an_attack(tmp_path):
     assert (tmp_path / "marker").exists()
 
 
+@pytest.mark.one_backend("reads files")
 @pytest.mark.slow("builds a network for each hostile file")
 @pytest.mark.parametrize("name", [name for name, _ in attacks("marker")])
 def test_attacks(tmp_path, name):
@@ -456,6 +457,7 @@ def test_truncated_files(tmp_path, path):
         assert isinstance(load_watched(tmp_path / "model.pkl"), ValueError)
 
 
+@pytest.mark.one_backend("reads files")
 @pytest.mark.parametrize("path", TOLERANCES, ids=lambda path: path.stem)
 def test_mutations(tmp_path, path):
     shapes = [tuple(v.shape) for v in load_official(path).weights]

@@ -15,6 +15,8 @@ from keras_imm.files.pickle_reader import (
     read_pickle,
 )
 
+pytestmark = pytest.mark.one_backend("reads files")
+
 SHARED = [1, "shared"]
 VALUES = {
     "scalars": [None, True, False, 0, 255, 256, 65536, -1, 2**31, 2**70, -(2**70), 1.5],

@@ -15,6 +15,8 @@ from hostile_files import attacks, framed, text
 
 from keras_imm.files.pickled_arrays import load_pickle, load_torch
 
+pytestmark = pytest.mark.one_backend("reads files")
+
 RNG = np.random.default_rng(0)
 ARRAYS = {
     "float64": RNG.normal(size=(3, 4)),

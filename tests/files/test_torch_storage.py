@@ -10,6 +10,8 @@ from hostile_files import legacy_storage
 
 from keras_imm.files.torch_storage import read_storage, view
 
+pytestmark = pytest.mark.one_backend("reads files")
+
 DTYPES = (
     *("float64", "float32", "float16", "bfloat16"),
     *("int64", "int32", "int16", "int8", "uint8", "bool"),

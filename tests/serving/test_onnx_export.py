@@ -28,10 +28,8 @@ def test_onnx_equals_generate_for_any_number_of_rows(model, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"sampler": "euler"},
-        {"sampler": "heun", "time_grid": "edm"},
+        {"sampler": "heun", "time_grid": "edm", "guidance_interval": (0.3, 0.7)},
         {"guidance_interval": (0.3, 0.7)},
-        {"sampler": "euler", "guidance_interval": (0.3, 0.7)},
     ],
 )
 def test_samplers_and_intervals(model, tmp_path, options):
