@@ -1,5 +1,6 @@
 """Settings and small models that the tests share."""
 
+import contextlib
 import os
 import pathlib
 
@@ -18,6 +19,7 @@ import pytest
 from small_dit import small_dit
 
 import keras_imm
+from keras_imm import backend as keras_imm_backend
 
 
 def pytest_collection_modifyitems(items):
@@ -33,6 +35,41 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def backend() -> str:
     return keras.backend.backend()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def full_precision():
+    """Tests compare digits: on a GPU TensorFloat-32 would leave three of them."""
+    with keras_imm_backend.full_precision():
+        yield
+
+
+@pytest.fixture
+def set_tensorfloat32(backend):
+    """Switches TensorFloat-32, in products and convolutions, as a user does."""
+    if backend == "jax":
+        import jax
+
+        with contextlib.ExitStack() as stack:
+            names = {True: "tensorfloat32", False: "highest"}
+            yield lambda on: stack.enter_context(
+                jax.default_matmul_precision(names[on])
+            )
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        before = tf.config.experimental.tensor_float_32_execution_enabled()
+        yield tf.config.experimental.enable_tensor_float_32_execution
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+    else:
+        import torch
+
+        def switch(on):
+            torch.set_float32_matmul_precision("high" if on else "highest")
+            torch.backends.cudnn.allow_tf32 = on
+
+        yield switch
+        switch(False)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Peaks of accelerators, by the names that they give themselves."""
 
-import keras
 import pytest
 
 from keras_imm import devices
@@ -51,35 +50,6 @@ def test_peaks(name, dtype, tera):
 def test_these_tests_run_on_a_device_without_a_peak():
     assert devices.device_kind().lower() == "cpu"
     assert devices.peak_flops("float32") is None
-
-
-@pytest.fixture
-def set_tensorfloat32():
-    """Switches TensorFloat-32 as a user of the backend does."""
-    backend = keras.backend.backend()
-    if backend == "jax":
-        import jax
-
-        before = jax.config.jax_default_matmul_precision
-
-        def switch(on):
-            precision = "tensorfloat32" if on else "highest"
-            jax.config.update("jax_default_matmul_precision", precision)
-
-        yield switch
-        jax.config.update("jax_default_matmul_precision", before)
-    elif backend == "tensorflow":
-        import tensorflow as tf
-
-        before = tf.config.experimental.tensor_float_32_execution_enabled()
-        yield tf.config.experimental.enable_tensor_float_32_execution
-        tf.config.experimental.enable_tensor_float_32_execution(before)
-    else:
-        import torch
-
-        before = torch.get_float32_matmul_precision()
-        yield lambda on: torch.set_float32_matmul_precision("high" if on else "highest")
-        torch.set_float32_matmul_precision(before)
 
 
 def test_float32_has_the_peak_of_what_multiplies(set_tensorfloat32):

@@ -6,7 +6,8 @@
 - `jvp`: derivatives in a direction, forwards;
 - `optimization_barrier`, `dot_product_attention`: what compilers do not see alone;
 - `processes`: the devices and processes of a run;
-- `device_kind`, `multiplies_in_tf32`: what the first device is and does.
+- `device_kind`: what the first device is;
+- `full_precision`, `multiplies_in_tf32`: whether float32 products are rounded.
 
 `random_streams` and `keras_private` are the same under all of them.
 """
@@ -38,6 +39,7 @@ compile_function = _current.compile_function
 compiles_loops = _current.compiles_loops
 device_kind = _current.device_kind
 dot_product_attention = _current.dot_product_attention
+full_precision = _current.full_precision
 jvp = _current.jvp
 multiplies_in_tf32 = _current.multiplies_in_tf32
 optimization_barrier = _current.optimization_barrier
@@ -50,6 +52,7 @@ __all__ = [
     "compiles_loops",
     "device_kind",
     "dot_product_attention",
+    "full_precision",
     "jvp",
     "keras_private",
     "multiplies_in_tf32",

@@ -8,8 +8,9 @@ from keras_imm.backend.jax.compilation import (
     jvp,
     optimization_barrier,
 )
-from keras_imm.backend.jax.devices import device_kind, multiplies_in_tf32
+from keras_imm.backend.jax.devices import device_kind
 from keras_imm.backend.jax.model import TrainableModel
+from keras_imm.backend.jax.precision import full_precision, multiplies_in_tf32
 from keras_imm.backend.jax.train_step import TrainStep
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "compiles_loops",
     "device_kind",
     "dot_product_attention",
+    "full_precision",
     "jvp",
     "multiplies_in_tf32",
     "optimization_barrier",

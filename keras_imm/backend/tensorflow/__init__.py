@@ -8,8 +8,9 @@ from keras_imm.backend.tensorflow.compilation import (
     optimization_barrier,
 )
 from keras_imm.backend.tensorflow.derivatives import jvp
-from keras_imm.backend.tensorflow.devices import device_kind, multiplies_in_tf32
+from keras_imm.backend.tensorflow.devices import device_kind
 from keras_imm.backend.tensorflow.model import TrainableModel
+from keras_imm.backend.tensorflow.precision import full_precision, multiplies_in_tf32
 from keras_imm.backend.tensorflow.train_step import TrainStep
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "compiles_loops",
     "device_kind",
     "dot_product_attention",
+    "full_precision",
     "jvp",
     "multiplies_in_tf32",
     "optimization_barrier",

@@ -9,8 +9,3 @@ def device_kind() -> str:
     if not devices:
         return "cpu"
     return tf.config.experimental.get_device_details(devices[0]).get("device_name", "")
-
-
-def multiplies_in_tf32() -> bool:
-    """Whether factors of float32 products are rounded to TensorFloat-32."""
-    return tf.config.experimental.tensor_float_32_execution_enabled()

@@ -3,13 +3,14 @@
 from keras_imm.backend.attention import fused_attention as dot_product_attention
 from keras_imm.backend.torch import processes
 from keras_imm.backend.torch.derivatives import jvp
-from keras_imm.backend.torch.devices import device_kind, multiplies_in_tf32
+from keras_imm.backend.torch.devices import device_kind
 from keras_imm.backend.torch.graphs import (
     compile_function,
     compiles_loops,
     optimization_barrier,
 )
 from keras_imm.backend.torch.model import TrainableModel
+from keras_imm.backend.torch.precision import full_precision, multiplies_in_tf32
 from keras_imm.backend.torch.train_step import TrainStep
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "compiles_loops",
     "device_kind",
     "dot_product_attention",
+    "full_precision",
     "jvp",
     "multiplies_in_tf32",
     "optimization_barrier",

@@ -6,11 +6,3 @@ import torch
 def device_kind() -> str:
     """The device's own name, or "cpu"."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
-def multiplies_in_tf32() -> bool:
-    """Whether factors of float32 products are rounded to TensorFloat-32."""
-    matmul = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):  # from PyTorch 2.9 on
-        return matmul.fp32_precision == "tf32"
-    return matmul.allow_tf32
