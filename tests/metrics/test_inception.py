@@ -10,7 +10,8 @@ import pytest
 import torch
 from metrics.seeded_inception import seeded_weights
 
-from keras_imm.metrics import InceptionV3, inception
+from keras_imm import backend
+from keras_imm.metrics import InceptionV3, inception, inception_blocks
 
 pytestmark = pytest.mark.slow("builds the published network")
 
@@ -83,6 +84,68 @@ def test_half_precision_policies_change_nothing(path):
     assert {layer.compute_dtype for layer in network.layers if layer.weights} == {
         "float32"
     }
+
+
+WAYS = {
+    "features": lambda network, images: network.features(images)["64"],
+    "predict": lambda network, images: network.predict(images, verbose=0)["64"],
+    "call": lambda network, images: network(images)["64"],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_it_multiplies_in_full_float32_whatever_else_does(
+    way, set_tensorfloat32, monkeypatch
+):
+    """Asked where the first layer is called, and where TensorFlow runs the graph."""
+    asked = []
+    resize = inception_blocks.Resize.call
+
+    def ask_and_resize(*arguments):
+        asked.append(backend.multiplies_in_tf32())
+        return resize(*arguments)
+
+    network = InceptionV3(None, taps=["64"])
+    monkeypatch.setattr(inception_blocks.Resize, "call", ask_and_resize)
+    network.make_predict_function()
+    run = network.predict_function
+
+    def ask_and_run(*arguments):
+        asked.append(backend.multiplies_in_tf32())
+        return run(*arguments)
+
+    network.predict_function = ask_and_run
+    set_tensorfloat32(True)
+    WAYS[way](network, np.zeros((1, 8, 8, 3), "uint8"))
+    assert len(asked) == (1 if way == "call" else 2) and not any(asked)
+    assert backend.multiplies_in_tf32()
+
+
+def test_a_batch_that_fails_leaves_the_precision_as_it_was(set_tensorfloat32):
+    network = InceptionV3(None, taps=["64"])
+    set_tensorfloat32(True)
+    with pytest.raises(ValueError):
+        network.predict_on_batch(np.zeros((1, 8, 8, 4), "uint8"))
+    assert backend.multiplies_in_tf32()
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="under JAX alone it is in the program"
+)
+def test_every_product_of_the_program_has_the_highest_precision(set_tensorfloat32):
+    import jax
+
+    network = InceptionV3(None, taps=["logits"])
+    set_tensorfloat32(True)
+    images = jax.ShapeDtypeStruct((1, 299, 299, 3), "uint8")
+    text = jax.jit(lambda images: network(images)).lower(images).as_text()
+    products = [
+        line
+        for line in text.splitlines()
+        if "stablehlo.convolution" in line or "stablehlo.dot_general" in line
+    ]
+    assert len(products) == 95  # 94 convolutions and the last matrix
+    assert all(line.count("HIGHEST") == 2 for line in products)
 
 
 def test_only_the_asked_taps_come_in_their_order():

@@ -2,16 +2,19 @@
 
 import keras
 import pytest
-
-if keras.backend.backend() != "torch":
-    pytest.skip("for the torch backend", allow_module_level=True)
-
 import torch
 
 from keras_imm.backend.torch import precision
 
-if not precision._named_by_precision():
-    pytest.skip("PyTorch has `fp32_precision` from 2.9 on", allow_module_level=True)
+pytestmark = [
+    pytest.mark.skipif(
+        keras.backend.backend() != "torch", reason="the settings are PyTorch's"
+    ),
+    pytest.mark.skipif(
+        not precision._named_by_precision(),
+        reason="PyTorch has `fp32_precision` from 2.9 on",
+    ),
+]
 
 
 def values():
