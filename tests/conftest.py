@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -42,6 +43,27 @@ def full_precision():
     """Tests compare digits: on a GPU TensorFloat-32 would leave three of them."""
     with keras_imm_backend.full_precision():
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tensors_have_to_be_converted(backend):
+    """NumPy takes a tensor from `convert_to_numpy` alone, as it would from a GPU."""
+    if backend != "torch":
+        yield
+        return
+    import torch
+
+    own = torch.Tensor.__array__
+    allowed = os.path.join("keras", "src", "backend", "torch", "core.py")
+
+    def refuse_others(tensor, *arguments, **options):
+        if sys._getframe(1).f_code.co_filename.endswith(allowed):
+            return own(tensor, *arguments, **options)
+        raise TypeError("A CUDA tensor is no array: use keras.ops.convert_to_numpy")
+
+    torch.Tensor.__array__ = refuse_others
+    yield
+    torch.Tensor.__array__ = own
 
 
 @pytest.fixture

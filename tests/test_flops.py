@@ -69,10 +69,10 @@ def test_torch_counts_the_same(name):
     from torch.utils.flop_counter import FlopCounterMode
 
     network = backbone(name)
-    inputs = [torch.zeros(1, *network.image_shape), torch.zeros(1), torch.zeros(1)]
-    inputs.append(torch.zeros(1, dtype=torch.int32))
+    inputs = [ops.zeros(shape) for shape in ((1, *network.image_shape), (1,), (1,))]
+    inputs.append(ops.zeros((1,), "int32"))
     if name == "unet":
-        inputs.append(torch.zeros(1, 9))
+        inputs.append(ops.zeros((1, 9)))
     network(inputs)
     counter = FlopCounterMode(display=False)
     # It does not see into the fused attention of a CPU.

@@ -472,8 +472,8 @@ def test_updates_are_replaced_inside_alone(wrap):
     import torch
 
     replacements = {part: replacement(part) for part in ("averages", "step")}
-    scale = float(optimizer.scale_loss(torch.ones(())))
-    gradients = [scale * torch.ones(2) for _ in variables]
+    scale = float(optimizer.scale_loss(ops.ones(())))
+    gradients = [scale * ops.ones((2,)) for _ in variables]
     with torch.no_grad():
         with keras_private.replaced_updates(optimizer, replacements):
             optimizer.apply(list(gradients), variables)

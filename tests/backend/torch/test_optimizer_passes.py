@@ -45,7 +45,7 @@ def test_fused_updates_are_those_of_keras(make_optimizer, transposed):
     optimizers = make_optimizer(), make_optimizer()
     for step in range(6):
         gradients = [
-            torch.tensor(10.0**-step * rng.standard_normal(v.shape).astype("float32"))
+            ops.convert_to_tensor(10.0**-step * rng.standard_normal(v.shape), "float32")
             for v in start
         ]
         if transposed == "gradients":
@@ -76,7 +76,7 @@ def test_adam_and_averages_are_few_calls():
     variables = [keras.Variable(np.ones((3,), "float32")) for _ in range(8)]
     optimizer = keras.optimizers.Adam(1e-2, use_ema=True)
     optimizer.build(variables)
-    gradients = [torch.ones(3) for _ in variables]
+    gradients = [ops.ones((3,)) for _ in variables]
     counts = []
     for context in (contextlib.nullcontext(), fused_updates(optimizer)):
         with torch.profiler.profile() as profile, torch.no_grad(), context:

@@ -221,7 +221,7 @@ def test_what_flow_map_returns_can_be_differentiated_through(make_model, images)
 
     model = make_model({})
     x_s = model.flow_map(images, 0.9, 0.1)
-    scale = torch.ones((), requires_grad=True)
+    scale = torch.ones((), requires_grad=True, device=x_s.device)
     (scale * x_s).square().sum().backward()
     assert scale.grad > 0
 
