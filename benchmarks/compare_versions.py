@@ -18,7 +18,6 @@ import json
 import pathlib
 import subprocess
 import sys
-import time
 
 import numpy as np
 from absl import app, flags
@@ -48,6 +47,7 @@ SAMPLES = {
 def work():
     """Makes the model and times what is asked for, until stdin ends."""
     import keras
+    import measuring
 
     import keras_imm
 
@@ -73,27 +73,25 @@ def work():
 
     def run(case):
         if case == "fit":
-            model.fit(images, labels, batch_size=128, verbose=0, shuffle=False)
-            return
+            fitted = model.fit(images, labels, batch_size=128, verbose=0, shuffle=False)
+            return fitted.history["loss"]
         num_images, num_steps, kind, calls = SAMPLES[case]
         noise = 2.0 * images[:num_images]
         options = {"guidance_scale": 1.5} if kind is True else {}
         if kind == "restart":
             options = {"sampler": "restart", "seed": 0}
         for _ in range(calls):
-            model.generate(
+            samples = model.generate(
                 labels[:num_images],
                 num_steps=num_steps,
                 noise=noise,
                 verbose=0,
                 **options,
             )
+        return samples
 
     for line in sys.stdin:
-        case = line.strip()
-        start = time.perf_counter()
-        run(case)
-        print(f"seconds {time.perf_counter() - start}", flush=True)
+        print(f"seconds {measuring.seconds(run, line.strip())}", flush=True)
 
 
 class Worker:

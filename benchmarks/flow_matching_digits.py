@@ -18,6 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples")
 import digits
 import digits_data
 import keras
+import measuring
 from absl import app, flags
 
 import keras_imm
@@ -53,6 +54,7 @@ class WallClock(keras.callbacks.Callback):
         self.model.optimizer.learning_rate = rate
 
     def on_train_batch_end(self, batch, logs=None):
+        measuring.wait(logs)
         self.steps += 1
         if self.start is None:
             self.start = time.perf_counter()

@@ -1,10 +1,11 @@
-"""What the benchmarks of speed share: the models, and how a time is given."""
+"""What the benchmarks of speed share: the models, how time is taken, and given."""
 
 import os
 import platform
 import resource
 import shlex
 import sys
+import time
 
 import hand_written
 import keras
@@ -97,6 +98,98 @@ def hand_written_loop(name, model, learning_rate=1e-3, ema_momentum=0.995):
     return module.Loop(settings, weights_of(model), **options)
 
 
+def finish(*results):
+    """Waits until the device has computed, and copies nothing from it.
+
+    A call returns before its results are computed: under JAX always, under PyTorch and
+    TensorFlow on an accelerator.
+    """
+    for result in keras.tree.flatten(results):
+        if hasattr(result, "block_until_ready"):  # JAX
+            result.block_until_ready()
+    backend = keras.backend.backend()
+    if backend == "torch":
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        if tf.config.list_physical_devices("GPU"):
+            tf.test.experimental.sync_devices()
+
+
+def read(*results):
+    """Waits, and copies results from the device.
+
+    What the device failed in, such as memory that it lacks, is raised where its result
+    is read, and not before; Keras's `fit` passes over it where nobody reads the loss.
+
+    Args:
+        results: Tensors, arrays and numbers, in lists or dictionaries too.
+
+    Returns:
+        List of NumPy arrays.
+    """
+    finish(*results)
+    return [
+        np.asarray(keras.ops.convert_to_numpy(one))
+        for one in keras.tree.flatten(results)
+    ]
+
+
+def check_finite(arrays):
+    for array in arrays:
+        if not np.isfinite(array).all():
+            raise FloatingPointError(f"What was computed is not finite: {array}")
+
+
+def wait(*results):
+    """Waits, and reads the results.
+
+    Args:
+        results: Tensors, arrays and numbers, in lists or dictionaries too.
+
+    Returns:
+        List of NumPy arrays.
+
+    Raises:
+        FloatingPointError: If a number is not finite.
+    """
+    arrays = read(*results)
+    check_finite(arrays)
+    return arrays
+
+
+def seconds(call, *arguments):
+    """Seconds of a call, until the device is done and what it returned is read."""
+    start = time.perf_counter()
+    arrays = read(call(*arguments))
+    taken = time.perf_counter() - start
+    check_finite(arrays)
+    return taken
+
+
+class EpochTimes(keras.callbacks.Callback):
+    """Seconds of every epoch of `fit`, until the device is done and the loss is read.
+
+    Attributes:
+        seconds: One number for each epoch.
+    """
+
+    def on_train_begin(self, logs=None):
+        self.seconds = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        arrays = read(logs)
+        self.seconds.append(time.perf_counter() - self.start)
+        check_finite(arrays)
+
+
 def milliseconds(seconds):
     """Median and spread of a list of times, in ms."""
     low, median, high = 1000 * np.quantile(seconds, (0.1, 0.5, 0.9))
@@ -104,13 +197,23 @@ def milliseconds(seconds):
 
 
 def utilisation(seconds_per_step):
-    """Model FLOPs utilisation of a training step, None where the peak is unknown."""
+    """Model FLOPs utilisation of a training step, None where the peak is unknown.
+
+    Raises:
+        RuntimeError: If it is above 1: the time is then not that of the work.
+    """
     peak = keras_imm.devices.peak_flops(FLAGS.dtype)
     if peak is None:
         return None
     forward = keras_imm.flops.multiply_adds(build().backbone)
     flops = keras_imm.flops.training_step_flops(forward, FLAGS.batch_size)
-    return float(flops / seconds_per_step / peak)
+    share = float(flops / seconds_per_step / peak)
+    if share > 1:
+        raise RuntimeError(
+            f"{1000 * seconds_per_step:.2f} ms a step would be {share:.0%} of the peak "
+            "of this device: the time was taken before the device was done"
+        )
+    return share
 
 
 def torch_device():
@@ -133,6 +236,11 @@ def peak_mib():
         statistics = jax.local_devices()[0].memory_stats()
         if statistics and "peak_bytes_in_use" in statistics:
             return statistics["peak_bytes_in_use"] / 2**20
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        if tf.config.list_physical_devices("GPU"):
+            return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -13,20 +13,17 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
-import collections
 import glob
 import gzip
 import json
-import re
 import tempfile
 
 import keras
+import kernel_times
 import measuring
 import numpy as np
 from absl import app, flags
 from scaling import loss_milliseconds, seconds_per_step
-
-import keras_imm
 
 FLAGS = flags.FLAGS
 measuring.define_model_flags(batch_size=False)
@@ -35,25 +32,18 @@ flags.DEFINE_integer("profiled_steps", 3, "Steps under the profiler.", lower_bou
 flags.DEFINE_integer("slowest", 10, "Kernels to print.", lower_bound=1)
 FLAGS.set_default("parts", "loss")
 
-ATTENTION = re.compile("flash|fmha|attention|sdpa|cudnn_generated", re.IGNORECASE)
-
 
 def profile_torch(train):
-    """Microseconds by kernel."""
+    """Microseconds by kernel, or by operation on a CPU."""
     from torch.profiler import ProfilerActivity, profile
 
+    device = measuring.torch_device()
     activities = [ProfilerActivity.CPU]
-    if measuring.torch_device() == "cuda":
+    if device == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as profiler:
-        train()
-    times = collections.Counter()
-    for event in profiler.key_averages():
-        if measuring.torch_device() == "cuda":
-            times[event.key] += event.self_device_time_total
-        else:
-            times[event.key] += event.self_cpu_time_total
-    return times
+        measuring.wait(train())
+    return kernel_times.of_torch(profiler.key_averages(), device)
 
 
 def profile_jax(train):
@@ -66,25 +56,11 @@ def profile_jax(train):
         with jax.profiler.trace(
             folder, create_perfetto_trace=True, profiler_options=options
         ):
-            train()
+            measuring.wait(train())
         (path,) = glob.glob(f"{folder}/**/perfetto_trace.json.gz", recursive=True)
         with gzip.open(path) as file:
             events = json.load(file)["traceEvents"]
-    on_gpu = jax.default_backend() != "cpu"
-    lines = {
-        (e["pid"], e.get("tid")): e["args"]["name"]
-        for e in events
-        if e.get("ph") == "M" and e["name"] in ("process_name", "thread_name")
-    }
-    times = collections.Counter()
-    for e in events:
-        if e.get("ph") != "X":
-            continue
-        line = lines.get((e["pid"], e["tid"]), "")
-        kernel = "Stream" in line if on_gpu else "XLAEigen" in line
-        if kernel and "::" not in e["name"]:
-            times[re.sub(r"[.\d]+$", "", e["name"])] += e["dur"]
-    return times
+    return kernel_times.of_jax(events, jax.default_backend())
 
 
 def main(_):
@@ -100,11 +76,12 @@ def main(_):
     data = measuring.Data([(images, labels.astype("int32"))] * FLAGS.profiled_steps)
 
     def train():
-        model.fit(data, verbose=0, shuffle=False)
+        return model.fit(data, verbose=0, shuffle=False).history["loss"]
 
-    train()
+    measuring.wait(train())
     backend = keras.backend.backend()
     times = {"torch": profile_torch, "jax": profile_jax}[backend](train)
+    kernel_times.check(times)
     total = sum(times.values())
     print(measuring.setting() + f" jit_compile={FLAGS.jit_compile}\n")
     measuring.print_row("kernel", "ms / step", "share")
@@ -114,7 +91,9 @@ def main(_):
         measuring.print_row(
             f"`{name[:90]}`", f"{per_step:.3f}", f"{microseconds / total:.1%}"
         )
-    attention = {name: t for name, t in times.items() if ATTENTION.search(name)}
+    attention = {
+        name: t for name, t in times.items() if kernel_times.ATTENTION.search(name)
+    }
     share = sum(attention.values()) / total
     names = ", ".join(f"`{name[:60]}`" for name in attention) or "no such kernel"
     print(f"\nAttention: {share:.1%}, in {names}.")
@@ -126,9 +105,9 @@ def main(_):
         f"Loss: {alone:.2f} ms without the network in {whole:.2f} ms, "
         f"{alone / whole:.2%}."
     )
-    peak = keras_imm.devices.peak_flops(FLAGS.dtype)
-    if peak:
-        print(f"Utilisation: {measuring.utilisation(whole / 1000):.1%}.")
+    utilisation = measuring.utilisation(whole / 1000)
+    if utilisation is not None:
+        print(f"Utilisation: {utilisation:.1%}.")
 
 
 if __name__ == "__main__":

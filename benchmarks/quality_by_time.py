@@ -16,6 +16,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples")
 
 import digits_data
 import keras
+import measuring
 import numpy as np
 from absl import app, flags
 from keras import ops
@@ -45,7 +46,7 @@ def main(_):
             for f in (model.schedule.alpha, model.schedule.sigma)
         )
         x_t = alpha * images + sigma * noise
-        samples = ops.convert_to_numpy(model.flow_map(x_t, t, 0.0, labels))
+        (samples,) = measuring.wait(model.flow_map(x_t, t, 0.0, labels))
         print(
             f"| {t} | {t - float(ops.convert_to_numpy(r)):.1e} "
             f"| {quality.frechet(samples, labels):.3f} "

@@ -2,9 +2,9 @@
 
     python benchmarks/remat_memory.py
 
-Each figure is `ru_maxrss` of a process of its own. "kept" keeps the activations of all
-blocks for the backward pass, "remat" computes them again there; "no step" builds the
-same model and stops, and is subtracted for the last column.
+Each figure is `ru_maxrss` of a process of its own, or the device's on a GPU. "kept"
+keeps the activations of all blocks for the backward pass, "remat" computes them again
+there; "no step" builds the same model and stops, and is subtracted for the last column.
 """
 
 import json

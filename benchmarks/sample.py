@@ -17,7 +17,6 @@ os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
 import json
 import pathlib
-import time
 
 import keras
 import measuring
@@ -60,14 +59,10 @@ def check_agreement(generate, sample, labels, num_steps):
 def turns(*calls):
     """Seconds of calls (function, *arguments) in turn, one row for each."""
     for function, *arguments in calls:
-        function(*arguments)
-    rows, start = [], time.perf_counter()
-    while len(rows) < MIN_TURNS or time.perf_counter() - start < FLAGS.seconds:
-        marks = [time.perf_counter()]
-        for function, *arguments in calls:
-            function(*arguments)
-            marks.append(time.perf_counter())
-        rows.append(np.diff(marks))
+        measuring.wait(function(*arguments))
+    rows = []
+    while len(rows) < MIN_TURNS or np.sum(rows) < FLAGS.seconds:
+        rows.append([measuring.seconds(*call) for call in calls])
     return np.array(rows).T
 
 

@@ -21,7 +21,6 @@ import pathlib
 import re
 import subprocess
 import sys
-import time
 
 import keras
 import measuring
@@ -61,22 +60,9 @@ class Scale(keras.layers.Layer):
         return self.scale * inputs[0]
 
 
-class EpochTimer(keras.callbacks.Callback):
-    """Seconds of every epoch."""
-
-    def on_train_begin(self, logs=None):
-        self.seconds = []
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.start = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.seconds.append(time.perf_counter() - self.start)
-
-
 def seconds_per_step(model, *batch):
     """Median over epochs of `fit`, without the first, which compiles."""
-    timer = EpochTimer()
+    timer = measuring.EpochTimes()
     model.fit(
         measuring.Data([batch] * STEPS),
         epochs=REPEATS + 1,

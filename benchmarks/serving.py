@@ -19,9 +19,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 
 import keras
+import measuring
 import numpy as np
 from absl import app, flags
 
@@ -65,12 +65,6 @@ def build(name):
     return model
 
 
-def seconds(function):
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 def compare(model, signatures, batch, num_steps, repeats):
     """Milliseconds per image of both, and the median of the ratios."""
     import tensorflow as tf
@@ -91,8 +85,10 @@ def compare(model, signatures, batch, num_steps, repeats):
         )
 
     for function in (serve, generate):
-        function()
-    pairs = [(seconds(serve), seconds(generate)) for _ in range(repeats)]
+        measuring.wait(function())
+    pairs = [
+        (measuring.seconds(serve), measuring.seconds(generate)) for _ in range(repeats)
+    ]
     medians = [
         1000 * statistics.median(times) / batch for times in zip(*pairs, strict=True)
     ]
@@ -110,10 +106,12 @@ def cold_start(code, path):
         "PYTHONPATH": str(pathlib.Path(__file__).resolve().parents[1]),
     }
     command = [sys.executable, "-c", code, str(path)]
-    return statistics.median(
-        seconds(lambda: subprocess.run(command, env=environment, check=True, stderr=-3))
-        for _ in range(3)
-    )
+
+    def start():
+        done = subprocess.run(command, env=environment, check=True, stderr=-3)
+        return done.returncode
+
+    return statistics.median(measuring.seconds(start) for _ in range(3))
 
 
 def measure(name, folder):

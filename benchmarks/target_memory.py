@@ -2,16 +2,16 @@
 
     python benchmarks/target_memory.py
 
-Each figure is `ru_maxrss` of a process of its own. "outside" is the library's step;
-"inside" differentiates through both passes, so that the target's activations are kept;
-"no step" builds the same model and stops, and is subtracted for the last column.
+Each figure is `ru_maxrss` of a process of its own, or the device's on a GPU. "outside"
+is the library's step; "inside" differentiates through both passes, so that the target's
+activations are kept; "no step" builds the same model and stops, and is subtracted for
+the last column.
 """
 
 import json
 import os
 import pathlib
 import platform
-import resource
 import subprocess
 import sys
 
@@ -64,14 +64,15 @@ def backbone(**options):
 def peak_after_steps(model, steps):
     """Peak memory of this process after training steps, in MiB."""
     import keras
+    import measuring
     import numpy as np
 
     model.compile(keras.optimizers.Adam(1e-4, use_ema=True))
     shape = (FLAGS.batch_size, 32, 32, 4)
     images = np.random.default_rng(0).normal(0, 0.5, shape).astype("float32")
     for _ in range(steps):
-        model.train_on_batch(images)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        measuring.wait(model.train_on_batch(images))
+    return measuring.peak_mib()
 
 
 def run(backend, variant, script=__file__):

@@ -22,7 +22,6 @@ import json
 import pathlib
 import subprocess
 import sys
-import time
 
 import keras
 import measuring
@@ -150,26 +149,19 @@ def check_agreement(fits):
     return float(loss_difference), float(weight_difference)
 
 
-class TakeTurns(keras.callbacks.Callback):
+class TakeTurns(measuring.EpochTimes):
     """Times every epoch, and lets hand-written loops train one after each."""
 
     def __init__(self, loops, data):
         super().__init__()
         self.loops = loops
         self.data = data
-        self.seconds = {"fit": []} | {name: [] for name in loops}
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.start = time.perf_counter()
+        self.by_hand = {name: [] for name in loops}
 
     def on_epoch_end(self, epoch, logs=None):
-        self.seconds["fit"].append(time.perf_counter() - self.start)
+        super().on_epoch_end(epoch, logs)
         for name, one in self.loops.items():
-            start = time.perf_counter()
-            loss = one.epoch(self.data)
-            self.seconds[name].append(time.perf_counter() - start)
-            if not np.isfinite([loss, logs["loss"]]).all():
-                raise RuntimeError(f"{name}: loss {loss}, fit: {logs['loss']}")
+            self.by_hand[name].append(measuring.seconds(one.epoch, self.data))
 
 
 def time_fit(name, arguments, names):
@@ -180,7 +172,8 @@ def time_fit(name, arguments, names):
     model.fit(
         data, epochs=FLAGS.epochs + 2, verbose=0, shuffle=False, callbacks=[turns]
     )
-    seconds = {k: np.array(v[2:]) / FLAGS.steps for k, v in turns.seconds.items()}
+    seconds = {"fit": turns.seconds} | turns.by_hand
+    seconds = {k: np.array(v[2:]) / FLAGS.steps for k, v in seconds.items()}
     rows = []
     for key, own in seconds.items():
         row = {"name": name if key == "fit" else key}
@@ -208,19 +201,17 @@ def print_costs(name):
         model = build(**fits[name][0])
 
         def train():
-            model.fit(data, verbose=0, shuffle=False)
+            return model.fit(data, verbose=0, shuffle=False).history["loss"]
 
     else:
         one = loop(name, measuring.build())
 
         def train():
-            one.epoch(hand_data)
+            return one.epoch(hand_data)
 
-    start = time.perf_counter()
-    train()
-    first = time.perf_counter() - start
-    train()
-    train()
+    first = measuring.seconds(train)
+    measuring.wait(train())
+    measuring.wait(train())
     print(json.dumps({"first_step": first, "peak_mib": measuring.peak_mib()}))
 
 
