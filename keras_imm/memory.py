@@ -19,6 +19,8 @@ _VIEWS = {
 _KEEP_NOTHING = {"Add", "Concatenate", "Mean", "Negative", "Pad", "Stack", "Subtract"}
 _KEEP_NOTHING |= {"Sum", "OneHot", "Ones", "Zeros", "OnesLike", "ZerosLike", "Arange"}
 _KEEP_RESULT = {"Exp", "Sigmoid", "Softmax", "Sqrt", "Rsqrt", "Tanh", "ReLU", "Relu"}
+_PRODUCTS = {"Conv", "DotProductAttention", "Einsum", "Matmul"}
+_NORMS = {"LayerNorm", "RMSNorm"}
 _LAYERS_THAT_KEEP_INPUTS = (
     keras.layers.Conv1D,
     keras.layers.Conv2D,
@@ -130,8 +132,9 @@ def activations(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> int:
         **kwargs: Further arguments of the call.
 
     Returns:
-        A non-negative integer. Of blocks that are recomputed (`remat`), their inputs
-        and once the activations of the largest.
+        A non-negative integer. Of blocks that are recomputed (`remat=True`), their
+        inputs and once the activations of the largest; with "products" their inputs,
+        the results of their products, and what is normalized.
 
     Raises:
         ValueError: If a layer in it computes with something else than `keras.ops`.
@@ -145,16 +148,18 @@ def activations(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> int:
 class _Kept:
     """Tensors kept for the backward pass, each counted once whatever its views."""
 
-    def __init__(self, recomputed: set[int]):
-        self._recomputed = recomputed  # ids of layers
+    def __init__(self, recomputed: dict[int, Any], products_only: bool = False):
+        self._recomputed = recomputed  # ids of layers, and how: `remat`
+        self._products_only = products_only
         self._tensors: dict[int, Any] = {}
         self._view_of: dict[int, Any] = {}
         self._all: list = []  # alive, so that no id is used twice
-        self._largest = 0  # of the blocks that are recomputed
+        self._inside = 0  # of blocks that are recomputed: all products, or the largest
 
-    def total(self) -> int:
+    def total(self, besides: set[int] = frozenset()) -> int:
         roots = {id(root): root for root in map(self._root, self._tensors.values())}
-        return self._largest + sum(math.prod(root.shape) for root in roots.values())
+        sizes = (math.prod(t.shape) for key, t in roots.items() if key not in besides)
+        return self._inside + sum(sizes)
 
     def call(self, layer: Any, args: tuple, kwargs: dict) -> Any:
         try:
@@ -178,10 +183,7 @@ class _Kept:
         elif isinstance(operation, _LAYERS_THAT_KEEP_RESULTS):
             self._keep(node.output_tensors)
         elif id(operation) in self._recomputed:
-            self._keep(node.input_tensors)
-            inside = _Kept(set())
-            inside.call(operation, node.arguments.args, node.arguments.kwargs)
-            self._largest = max(self._largest, inside.total())
+            self._add_recomputed(node)
         elif isinstance(operation, keras.layers.Layer):
             arguments = node.arguments
             outputs = self.call(operation, arguments.args, arguments.kwargs)
@@ -190,10 +192,27 @@ class _Kept:
         elif name in _VIEWS:
             source = node.input_tensors[0]
             self._view_of.update((id(view), source) for view in node.output_tensors)
+        elif self._products_only:
+            if name in _PRODUCTS:
+                self._keep(node.output_tensors)
+            elif name in _NORMS:  # of a sum
+                self._keep(node.input_tensors)
         elif name in _KEEP_RESULT:
             self._keep(node.output_tensors)
         elif name not in _KEEP_NOTHING:
             self._keep(node.input_tensors)
+
+    def _add_recomputed(self, node: Any) -> None:
+        block, arguments = node.operation, node.arguments
+        products_only = self._recomputed[id(block)] == "products"
+        self._keep(node.input_tensors)
+        inside = _Kept({}, products_only)
+        inside.call(block, arguments.args, arguments.kwargs)
+        if products_only:
+            given = {id(tensor) for tensor in node.input_tensors}
+            self._inside += inside.total(besides=given)
+        else:
+            self._inside = max(self._inside, inside.total())
 
     def _keep(self, tensors: list) -> None:
         for tensor in tensors:
@@ -206,10 +225,10 @@ class _Kept:
         return tensor
 
 
-def _recomputed(layer: keras.layers.Layer) -> set[int]:
-    """The blocks of a network that its training recomputes."""
+def _recomputed(layer: keras.layers.Layer) -> dict[int, Any]:
+    """The blocks of a network that its training recomputes, by id, and how."""
     return {
-        id(block)
+        id(block): network.remat
         for network in keras_private.all_layers(layer)
         if getattr(network, "remat", False)
         for block in getattr(network, "blocks", ())

@@ -90,6 +90,19 @@ def test_recomputed_blocks_keep_their_inputs():
     assert kept[1] < memory.training_memory(dit(4), 1).activations / 2
 
 
+def test_blocks_that_keep_products():
+    """12 numbers for each channel of a token, as the page of `DiT` says."""
+    tokens, width = 16, 32
+    kept = [
+        memory.training_memory(dit(d, remat="products"), 1).activations for d in (3, 4)
+    ]
+    modulations = 6 * width
+    expected = 12 * tokens * width + modulations
+    if keras.backend.backend() == "tensorflow":  # computes attention by products
+        expected += 4 * tokens**2
+    assert kept[1] - kept[0] == 2 * expected
+
+
 class Network(keras.layers.Layer):
     """Dense layers, perhaps a convolution, and products, on x alone."""
 
