@@ -41,7 +41,7 @@ FLOORS = [
     {
         "objectives": ("objective", "objectives"),
         "samplers": ("samplers",),
-        "cost of a network": ("flops",),
+        "cost of a network": ("flops", "memory"),
     },
     {"model": ("imm", "model")},
     {"recipes": ("recipes",)},

@@ -1,5 +1,7 @@
 """The block of the diffusion transformer."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -123,26 +125,40 @@ class DiTBlock(keras.layers.Layer):
                 )
             )
 
-    def call(self, tokens, conditioning, training=None) -> Any:
+    def call(self, tokens, conditioning, training=None, recompute=False) -> Any:
+        def part(function, *dropouts):
+            return self._recomputed(function, dropouts) if recompute else function
+
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = ops.split(
             self.modulation(conditioning), 6, axis=-1
         )
-        normed = ops.layer_normalization(optimization_barrier(tokens), epsilon=1e-6)
-        attended = self.attention((1 + scale_1) * normed + shift_1)
+        qkv = part(self.project_attention)(tokens, shift_1, scale_1)
+        attended = self.attention.attend(qkv)
         if self.dropout > 0:
             attended = self.attention_dropout(attended, training=training)
         tokens = tokens + gate_1 * attended
-        normed = ops.layer_normalization(optimization_barrier(tokens), epsilon=1e-6)
-        return tokens + gate_2 * self.mlp((1 + scale_2) * normed + shift_2, training)
+        hidden = part(self.project_mlp)(tokens, shift_2, scale_2)
+        mlp = functools.partial(self.mlp, training=training)
+        dropouts = [self.hidden_dropout] if self.dropout > 0 else []
+        output = part(mlp, *dropouts)(hidden)
+        if self.dropout > 0:
+            output = self.output_dropout(output, training=training)
+        return tokens + gate_2 * output
 
-    def mlp(self, tokens, training) -> Any:
-        tokens = ops.gelu(self.mlp_hidden(tokens), approximate=True)
+    def project_attention(self, tokens, shift, scale) -> Any:
+        """Queries, keys and values of normalized tokens."""
+        return self.attention.project(modulated(tokens, shift, scale))
+
+    def project_mlp(self, tokens, shift, scale) -> Any:
+        """The perceptron's first product of normalized tokens."""
+        return self.mlp_hidden(modulated(tokens, shift, scale))
+
+    def mlp(self, hidden, training) -> Any:
+        """The rest of the perceptron."""
+        hidden = ops.gelu(hidden, approximate=True)
         if self.dropout > 0:
-            tokens = self.hidden_dropout(tokens, training=training)
-        tokens = self.mlp_output(tokens)
-        if self.dropout > 0:
-            tokens = self.output_dropout(tokens, training=training)
-        return tokens
+            hidden = self.hidden_dropout(hidden, training=training)
+        return self.mlp_output(hidden)
 
     def rematerialized(self, tokens, conditioning) -> Any:
         """Calls the block for training and keeps no activations.
@@ -156,28 +172,37 @@ class DiTBlock(keras.layers.Layer):
         Returns:
             What `block(tokens, conditioning, training=True)` returns.
         """
-        # TensorFlow's recomputation gives gradients to variables, not to what they are
-        # cast to in half precision: they are taken as they are, and cast in the call.
-        with keras_private.without_autocast():
-            values = [(v, v.value) for v in self.variables]
-        # Seeds are drawn here, once: the second run draws the same masks from them.
+        dropouts = ()
         if self.dropout > 0:
             dropouts = (
                 self.attention_dropout,
                 self.hidden_dropout,
                 self.output_dropout,
             )
-            values += [
-                (layer.seed_generator.state, layer.seed_generator.next())
-                for layer in dropouts
-            ]
 
         def call(tokens, conditioning):
+            return self(tokens, conditioning, training=True)
+
+        return self._recomputed(call, dropouts)(tokens, conditioning)
+
+    def _recomputed(self, function, dropouts=()) -> Callable:
+        """A function of tensors, computed again for the backward pass."""
+        # TensorFlow's recomputation gives gradients to variables, not to what they are
+        # cast to in half precision: they are taken as they are, and cast in the call.
+        with keras_private.without_autocast():
+            values = [(v, v.value) for v in self.variables]
+        # Seeds are drawn here, once: the second run draws the same masks from them.
+        values += [
+            (layer.seed_generator.state, layer.seed_generator.next())
+            for layer in dropouts
+        ]
+
+        def call(*tensors):
             with keras.StatelessScope(state_mapping=values):
-                return self(tokens, conditioning, training=True)
+                return function(*tensors)
 
         # TensorFlow's recomputation takes no keyword arguments in graphs.
-        return keras.remat(call)(tokens, conditioning)
+        return keras.remat(call)
 
     def compute_output_shape(self, tokens_shape, conditioning_shape) -> tuple:
         return tokens_shape
@@ -192,3 +217,9 @@ class DiTBlock(keras.layers.Layer):
             seed=self.seed,
         )
         return config
+
+
+def modulated(tokens, shift, scale) -> Any:
+    """Normalized tokens, scaled and shifted."""
+    normed = ops.layer_normalization(optimization_barrier(tokens), epsilon=1e-6)
+    return (1 + scale) * normed + shift

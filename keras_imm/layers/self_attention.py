@@ -103,8 +103,15 @@ class SelfAttention(keras.layers.Layer):
         self.projection.build(tokens_shape)
 
     def call(self, tokens) -> Any:
-        qkv = ops.reshape(self.qkv(tokens), self.heads_shape)
-        query, key, value = ops.unstack(qkv, 3, axis=2)
+        return self.attend(self.project(tokens))
+
+    def project(self, tokens) -> Any:
+        """Queries, keys and values, shape (batch, tokens, 3 hidden_size)."""
+        return self.qkv(tokens)
+
+    def attend(self, qkv) -> Any:
+        """What `call` makes of them."""
+        query, key, value = ops.unstack(ops.reshape(qkv, self.heads_shape), 3, axis=2)
         if self.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         attended = dot_product_attention(query, key, value)

@@ -287,17 +287,21 @@ class TestRemat:
 
     @pytest.mark.slow("trains or builds for seconds")
     @pytest.mark.parametrize(("dropout", "steps"), [(0.0, 1), (0.3, 2)])
-    def test_training_is_the_same(self, dropout, steps):
+    @pytest.mark.parametrize("remat", [True, "products"])
+    def test_training_is_the_same(self, dropout, steps, remat):
         expected_losses, expected = self.trained(steps, dropout=dropout)
-        losses, variables = self.trained(steps, dropout=dropout, remat=True)
+        losses, variables = self.trained(steps, dropout=dropout, remat=remat)
         np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
         # Weights, and the states of the random streams.
         for one, other in zip(variables, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=3e-5)
 
     @pytest.mark.slow("trains or builds for seconds")
-    @pytest.mark.parametrize("model_dtype", [None, "float32"])
-    def test_training_in_half_precision_is_the_same(self, model_dtype):
+    @pytest.mark.parametrize(
+        ("model_dtype", "remat"),
+        [(None, True), ("float32", True), ("float32", "products")],
+    )
+    def test_training_in_half_precision_is_the_same(self, model_dtype, remat):
         """Also where the model around the network is in float32."""
         x, *_ = inputs(8)
 
@@ -314,7 +318,7 @@ class TestRemat:
 
         # XLA rounds the two apart, but by less than half precision itself rounds. A
         # variable without a gradient would be off by all that it should have moved.
-        runs = moved(True), moved(False), moved(False, "float32")
+        runs = moved(remat), moved(False), moved(False, "float32")
         for one, other, exact in zip(*runs, strict=True):
             rounding = np.linalg.norm(other - exact)
             assert np.linalg.norm(one - other) < rounding
