@@ -1,51 +1,53 @@
 #!/usr/bin/env bash
-# Training steps, samplers and a profile of DiT-S/2, B/2 and XL/2 on an accelerator.
+# What one accelerator does with the library, in at most 8 minutes.
 #
 #     bash benchmarks/gpu.sh [FOLDER]
 #
-# Leaves in FOLDER (runs/gpu) a table and a JSON file of each of benchmarks/train_step.py
-# and benchmarks/sample.py, and the table of benchmarks/profile_step.py, for PyTorch and
-# JAX in float32 and bfloat16. What fails is said at the end, and does not stop the rest.
-# Environment: PYTHON, BACKENDS, DTYPES, MODELS, and BATCH_dit_s_2 (and so on) for the
-# batch of one model; EPOCHS and STEPS of what is timed, SECONDS_EACH of a sampler's row.
+# The tests that an accelerator can fail; then the training step of DiT-XL/2 and S/2 in
+# bfloat16 under PyTorch and JAX (time, utilisation, peak memory, shares of attention,
+# optimizer and loss), `generate` in 1, 2, 4 and 8 steps, and the loops written by hand
+# for S/2. Every stage has its own limit and writes JSON when it ends; failing tests are
+# written as they fail. FOLDER (runs/gpu) then has a file for each, and goals.md.
+# Environment: PYTHON; BACKENDS and MODELS; BATCH_dit_xl_2 and so on for the batch of a
+# model; ARGS for further flags of benchmarks/accelerator.py; LIMIT in seconds for one
+# model under one framework; TESTS="tests/test_golden.py" and TEST_LIMIT, 0 for no tests.
 set -u
 cd "$(dirname "$0")/.."
 out=${1:-runs/gpu}
 python=${PYTHON:-python3}
 export TF_CPP_MIN_LOG_LEVEL=3 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-export XLA_PYTHON_CLIENT_PREALLOCATE=false # PyTorch's process is not the only one
 : "${BATCH_digits:=128}" "${BATCH_dit_s_2:=256}" "${BATCH_dit_b_2:=256}"
 : "${BATCH_dit_l_2:=128}" "${BATCH_dit_xl_2:=128}"
+: "${LIMIT:=90}" "${TEST_LIMIT:=55}" "${WORKERS:=8}"
 mkdir -p "$out"
-failed=
 
-run() { # name, command...
-    local name=$1
-    shift
-    echo "== $name"
-    "$@" > "$out/$name.md" 2> "$out/$name.log" || failed="$failed $name"
-    grep '^|\|^Attention\|^Loss\|^Utilisation' "$out/$name.md"
-}
-
-for model in ${MODELS:-dit_s_2 dit_b_2 dit_xl_2}; do
-    batch=BATCH_$model
-    for dtype in ${DTYPES:-bfloat16 float32}; do
-        for backend in ${BACKENDS:-torch jax}; do
-            export KERAS_BACKEND=$backend
-            name=${model}_${dtype}_$backend
-            what="--model=$model --dtype=$dtype"
-            run "train_step_$name" "$python" benchmarks/train_step.py $what \
-                --batch_size="${!batch}" --epochs="${EPOCHS:-5}" --steps="${STEPS:-10}" \
-                --out="$out/train_step_$name.json"
-            run "sample_$name" "$python" benchmarks/sample.py $what \
-                --batch_sizes="${BATCH_SIZES:-1,16,256}" --seconds="${SECONDS_EACH:-2}" \
-                --out="$out/sample_$name.json"
-            run "profile_$name" "$python" benchmarks/profile_step.py $what \
-                --batch_size="${!batch}" $([ "$backend" = torch ] && echo --jit_compile)
-        done
+if [ "$TEST_LIMIT" != 0 ]; then
+    for backend in ${BACKENDS:-torch jax}; do
+        echo "== tests of $backend"
+        # Several processes share the card.
+        XLA_PYTHON_CLIENT_PREALLOCATE=false FAILED_TESTS="$out/failed_$backend.txt" \
+            OMP_NUM_THREADS=1 KERAS_BACKEND=$backend PYTHONPATH="$PYTHONPATH:benchmarks" \
+            timeout -k 5 "$TEST_LIMIT" "$python" -m pytest -q -n "$WORKERS" \
+            -p failed_tests -p no:cacheprovider -m "not slow" \
+            ${TESTS:-tests/test_golden.py tests/test_model.py tests/backend tests/layers} \
+            > "$out/tests_$backend.log" 2>&1 || echo "tests ended with $?"
+        tail -n 1 "$out/tests_$backend.log"
+    done
+fi
+for model in ${MODELS:-dit_xl_2 dit_s_2}; do
+    for backend in ${BACKENDS:-torch jax}; do
+        batch=BATCH_$model
+        name=${model}_$backend
+        stages=step,kernels,loss,generate
+        [ "$model" = dit_xl_2 ] || stages=$stages,by_hand
+        echo "== $name"
+        KERAS_BACKEND=$backend timeout -k 5 "$LIMIT" "$python" \
+            benchmarks/accelerator.py --model="$model" --dtype=bfloat16 \
+            --batch_size="${!batch}" --stages=$stages ${ARGS:-} \
+            --out="$out/$name.json" 2> "$out/$name.log" \
+            || echo "$name ended with $?: see $out/$name.log"
+        "$python" benchmarks/goals.py "$out" > "$out/goals.md"
     done
 done
-if [ -n "$failed" ]; then
-    echo "failed:$failed (see their .log)"
-    exit 1
-fi
+
+cat "$out/goals.md"
