@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_imm.backend import processes as backend_processes
-from keras_imm.validation import check_integer
+from keras_imm.validation import check_boolean, check_integer
 
 
 class Strategy:
@@ -36,6 +36,7 @@ def initialize(
     num_processes: int | None = None,
     process_id: int | None = None,
     devices: Sequence[str] | None = None,
+    shard_weights: bool = False,
 ) -> Strategy:
     """Starts all devices for one training run. Call it before anything is computed.
 
@@ -62,6 +63,9 @@ def initialize(
         devices: Names such as "gpu:0" of the devices to use, as
             `keras.distribution.list_devices` gives them. Default: all GPUs or TPUs,
             or else all CPU devices. Not under PyTorch.
+        shard_weights: Whether each device holds a part of every weight, moment and
+            average, and updates that part, instead of the whole (ZeRO, FSDP): for
+            networks whose state is large beside a device's memory. JAX only.
 
     Returns:
         `Strategy`, in whose `scope()` the model is made.
@@ -79,6 +83,7 @@ def initialize(
     ```
     """
     _check_processes(coordinator_address, num_processes, process_id)
+    check_boolean("shard_weights", shard_weights)
     if devices is not None:
         if isinstance(devices, str) or not devices:
             raise ValueError(
@@ -87,7 +92,7 @@ def initialize(
             )
         devices = [str(device) for device in devices]
     processes = (coordinator_address, num_processes, process_id)
-    return Strategy(backend_processes.start(processes, devices))
+    return Strategy(backend_processes.start(processes, devices, shard_weights))
 
 
 def num_devices() -> int:

@@ -53,3 +53,13 @@ def test_tensorflow_has_one_process(backend):
         pytest.skip("The other backends join processes")
     with pytest.raises(ValueError, match=r"one process has all devices.*'host:1'"):
         distribution.initialize("host:1", 2, 0)
+
+
+def test_weights_are_split_under_jax_alone(backend):
+    with pytest.raises(ValueError, match=r"`shard_weights` must be True or False.*=1"):
+        distribution.initialize(shard_weights=1)
+    if backend != "jax":
+        with pytest.raises(ValueError, match=r"JAX splits weights.*shard_weights=True"):
+            distribution.initialize(shard_weights=True)
+    else:  # which has one device here, in which nothing is split
+        assert distribution.initialize(shard_weights=True).native is None

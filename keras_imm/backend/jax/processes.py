@@ -6,7 +6,31 @@ import jax
 import keras
 
 
-def start(processes: tuple, devices: list[str] | None) -> Any:
+class ShardedDataParallel(keras.distribution.DataParallel):
+    """Data parallelism in which each device holds a part of every variable.
+
+    A variable is split along its largest axis that the number of devices divides. A
+    step gathers the weights, adds up each device's part of the gradients, and updates
+    that part.
+    """
+
+    def get_variable_layout(self, variable: Any) -> keras.distribution.TensorLayout:
+        whole = super().get_variable_layout(variable)
+        shape, count = tuple(variable.shape), self.device_mesh.devices.size
+        axes = [i for i, size in enumerate(shape) if size and size % count == 0]
+        if any(whole.axes) or not axes:
+            return whole
+        names = [None] * len(shape)
+        names[max(axes, key=lambda axis: shape[axis])] = self.batch_dim_name
+        return keras.distribution.TensorLayout(names, self.device_mesh)
+
+    def whole(self, shape: tuple) -> Any:
+        """JAX's sharding of a tensor that every device holds."""
+        names = [None] * len(shape)
+        return keras.distribution.TensorLayout(names, self.device_mesh).backend_layout
+
+
+def start(processes: tuple, devices: list[str] | None, shard_weights: bool) -> Any:
     """Joins the other hosts and makes `DataParallel` the current distribution."""
     if processes[0] is not None:
         keras.distribution.initialize(*processes)
@@ -14,9 +38,8 @@ def start(processes: tuple, devices: list[str] | None) -> Any:
     if len(devices) == 1:
         return None
     # Each host reads its own share of the data.
-    strategy = keras.distribution.DataParallel(
-        devices=devices, auto_shard_dataset=False
-    )
+    kind = ShardedDataParallel if shard_weights else keras.distribution.DataParallel
+    strategy = kind(devices=devices, auto_shard_dataset=False)
     keras.distribution.set_distribution(strategy)
     return strategy
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import keras
 
+from keras_imm.backend.jax.processes import ShardedDataParallel
+
 
 class TrainStep:
     """Stateless steps on `(trainable, non_trainable, optimizer, metrics)`.
@@ -63,13 +65,14 @@ class TrainStep:
                 return scaled, (loss, updates)
 
             gradients, (loss, updates) = jax.grad(scaled_loss, has_aux=True)(values[0])
-            return loss, gradients, updates
+            return loss, _split_over_devices(gradients, trainable), updates
 
         iterations, _ = stateless(lambda: self._optimizer.iterations.value, values)
         batch, values[1] = stateless(
             lambda: self._batch_loss.draw(data, iterations, devices_per_batch()), values
         )
         batch = _shared_by_devices(batch)
+        own, values[0] = values[0], _gathered_from_devices(values[0])
         steps = self._batch_loss.accumulation_steps
         if steps == 1:
             losses, gradients, values[1] = loss_and_gradients(batch, values)
@@ -84,7 +87,7 @@ class TrainStep:
                 gradient_sum = jax.tree.map(jnp.add, gradient_sum, gradients)
                 return (gradient_sum, others), losses
 
-            zeros = jax.tree.map(jnp.zeros_like, values[0])
+            zeros = jax.tree.map(jnp.zeros_like, own)
             (gradients, values[1]), losses = jax.lax.scan(
                 body, (zeros, values[1]), jnp.arange(steps)
             )
@@ -92,7 +95,7 @@ class TrainStep:
             losses = jax.tree.map(lambda v: jnp.sum(v) / steps, losses)
 
         values[0], optimizer_values = self._optimizer.stateless_apply(
-            optimizer_values, gradients, values[0]
+            optimizer_values, gradients, own
         )
         if self._batch_loss.averages:
 
@@ -166,3 +169,26 @@ def _shared_by_devices(batch: Any) -> Any:
         return jax.lax.with_sharding_constraint(field, layout)
 
     return jax.tree.map(shared, batch)
+
+
+def _gathered_from_devices(values: list) -> list:
+    """Whole weights on each device, where each holds a part of them."""
+    distribution = keras.distribution.distribution()
+    if not isinstance(distribution, ShardedDataParallel):
+        return values
+    return [
+        jax.lax.with_sharding_constraint(v, distribution.whole(v.shape)) for v in values
+    ]
+
+
+def _split_over_devices(gradients: list, variables: list) -> list:
+    """Each device's part of the gradients, where it updates a part of the weights."""
+    distribution = keras.distribution.distribution()
+    if not isinstance(distribution, ShardedDataParallel):
+        return gradients
+    return [
+        jax.lax.with_sharding_constraint(
+            gradient, distribution.get_variable_layout(v).backend_layout
+        )
+        for gradient, v in zip(gradients, variables, strict=True)
+    ]

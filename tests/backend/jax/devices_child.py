@@ -161,6 +161,42 @@ def split_weights():
     }
 
 
+def sharded_update():
+    """Every variable of a step with Adam split over eight devices, against one."""
+
+    def trained():
+        backbone = keras_imm.backbones.DiT(
+            (8, 8, 8), 2, 64, 2, 4, num_classes=15, dtype="float64"
+        )
+        model = keras_imm.IMM(backbone, accumulation_steps=2, dtype="float64")
+        rng = np.random.default_rng(7)
+        for v in model.trainable_variables:
+            v.assign(0.05 * rng.standard_normal(v.shape, "float32"))
+        optimizer = keras.optimizers.Adam(1e-3, use_ema=True)
+        model.compile(optimizer)
+        before = runs.weights(model)
+        images = rng.standard_normal((64, 8, 8, 8)).astype("float32")
+        losses = runs.fit(model, runs.Batches(images, np.arange(64) % 15, 64))
+        return model, losses, runs.weights(model) - before
+
+    one, loss, update = trained()
+    strategy = distribution.initialize(shard_weights=True)
+    with strategy.scope():
+        eight, split_loss, split_update = trained()
+        samples = eight.generate([1, 2], seed=3, num_steps=2)
+    devices = strategy.num_devices
+    keras.distribution.set_distribution(None)
+    state = [*eight.variables, *eight.optimizer.variables]
+    parts = [v.value.addressable_shards[0].data.size for v in state]
+    return {
+        "losses": [loss, split_loss],
+        "update": runs.difference(split_update, update),
+        "samples": runs.difference(samples, one.generate([1, 2], seed=3, num_steps=2)),
+        "share": sum(parts) / sum(v.value.size for v in state),
+        "devices": devices,
+    }
+
+
 def refused(strategy):
     """Batches that leave a device with a part of a group, or with unequal shares."""
     seen = {}
@@ -200,6 +236,7 @@ def main(folder):
     seen["refused"] = refused(strategy)
     seen["groups_stay"] = groups_stay(strategy)
     seen["split_weights"] = split_weights()
+    seen["sharded_update"] = sharded_update()
     runs.write(seen, folder)
 
 

@@ -108,3 +108,13 @@ def test_the_large_weights_of_dit_xl_are_split(seen):
         sum(int(np.prod(shapes[i])) for shapes in layouts.values()) for i in (0, 1)
     )
     assert own < 0.26 * whole  # a quarter, and the few that stay whole
+
+
+def test_a_sharded_update_is_that_of_one_device(seen):
+    """Weights, moments and averages: an eighth on each, and the few that are odd."""
+    sharded = seen["sharded_update"]
+    assert sharded["devices"] == 8
+    np.testing.assert_allclose(*sharded["losses"], rtol=1e-5)
+    assert sharded["update"] < 1e-5
+    assert sharded["samples"] < 1e-5
+    assert 1 / 8 <= sharded["share"] < 0.14
