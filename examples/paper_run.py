@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags
 
 import keras_imm
-from keras_imm import callbacks, distribution, recipes
+from keras_imm import callbacks, devices, distribution, memory, recipes
 from keras_imm.files.atomic import atomic_directory
 
 FLAGS = flags.FLAGS
@@ -42,9 +42,9 @@ flags.DEFINE_integer("iterations", None, "Training steps. Default: the recipe's.
 flags.DEFINE_integer("batch_size", None, "Images per step. Default: the recipe's.")
 flags.DEFINE_integer(
     "accumulation_steps",
-    1,
-    "Parts that a batch is computed in, one after the other, for a batch that does "
-    "not fit into the devices.",
+    None,
+    "Parts that a batch is computed in, one after the other. Default: as few as fit "
+    "into the device's memory, or 1 where it is not known.",
     lower_bound=1,
 )
 flags.DEFINE_integer(
@@ -188,16 +188,19 @@ def train(task: Task, strategy: distribution.Strategy) -> None:
         model = recipes.build(
             task.recipe,
             dtype=FLAGS.dtype,
-            accumulation_steps=FLAGS.accumulation_steps,
+            accumulation_steps=FLAGS.accumulation_steps or 1,
             seed=FLAGS.seed,
             network=network,
             **overrides,
         )
+    if FLAGS.accumulation_steps is None:
+        fit_into_memory(model, recipe.batch_size)
     out = out_folder()
     chief = distribution.is_chief()
     if chief:
         recipes.describe(task.recipe, **overrides)
         print(f"{model.backbone.count_params():,} parameters; results in {out}")
+        print(precision_advice(), end="")
     quality = Quality(task, recipe)
     checkpoint = callbacks.TrainingCheckpoint(
         out / "checkpoints",
@@ -224,6 +227,35 @@ def train(task: Task, strategy: distribution.Strategy) -> None:
             model.save(out / "model.keras")
     distribution.barrier()
     report(task, model, recipe, quality, checkpoint.logs)
+
+
+def fit_into_memory(model: keras_imm.IMM, batch_size: int) -> None:
+    """Computes the batch in as few parts as fit into the device, and says so."""
+    available = devices.memory_bytes()
+    if available is None:
+        return
+    batch_size = batch_size // distribution.num_devices()
+    rows = model.objective.rows_together
+    steps = memory.accumulation_that_fits(model.backbone, batch_size, available, rows)
+    model.accumulation_steps = steps
+    needed = memory.training_memory(model.backbone, batch_size // steps).total
+    if distribution.is_chief():
+        print(
+            f"{batch_size} images on a device in {steps} parts of "
+            f"{batch_size // steps}: {needed / 2**30:.1f} GiB expected of "
+            f"{available / 2**30:.1f} (--accumulation_steps sets another number)"
+        )
+
+
+def precision_advice() -> str:
+    """What to say where the device multiplies in half precision much faster."""
+    half, full = (devices.peak_flops(dtype) for dtype in ("bfloat16", "float32"))
+    if FLAGS.dtype is not None or not half or (full and half < 1.5 * full):
+        return ""
+    return (
+        f"{devices.device_kind()} multiplies faster in half precision: try "
+        "--dtype=mixed_bfloat16\n"
+    )
 
 
 def watching(task: "Task", recipe: Any, quality: "Quality", out: pathlib.Path) -> list:

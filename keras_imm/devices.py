@@ -75,6 +75,17 @@ def peak_flops(dtype: str, device_name: str | None = None) -> float | None:
     return None if peak is None else peak * _TERA
 
 
+def memory_bytes() -> int | None:
+    """Memory of the first device that the backend computes on.
+
+    Returns:
+        Bytes; under JAX those that it lets programs have, 75% of a GPU by default
+        (`XLA_PYTHON_CLIENT_MEM_FRACTION`). None where the backend does not say, such
+        as for a CPU and under TensorFlow.
+    """
+    return backend.device_memory()
+
+
 def device_kind() -> str:
     """What the first device that the backend computes on calls itself.
 

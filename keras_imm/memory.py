@@ -7,7 +7,7 @@ import keras
 
 from keras_imm.backbones.inputs import symbolic_inputs
 from keras_imm.backend import keras_private
-from keras_imm.validation import check_integer
+from keras_imm.validation import check_integer, check_rate
 
 _FLOAT32 = 4  # bytes
 # What the backward pass of an operation takes from the forward pass: nothing, the
@@ -119,6 +119,64 @@ def training_memory(
         gradients=_FLOAT32 * trainable,
         half_precision_weights=width * trainable if width < _FLOAT32 else 0,
         activations=width * batch_size * kept,
+    )
+
+
+def accumulation_that_fits(
+    backbone: keras.layers.Layer,
+    batch_size: int,
+    available: int,
+    rows_together: int = 1,
+    headroom: float = 0.15,
+    **kwargs: Any,
+) -> int:
+    """The fewest parts of a batch with which a training step fits into a device.
+
+    Args:
+        backbone: As for `training_memory`.
+        batch_size: Samples of a step on the device.
+        available: The device's memory in bytes, such as
+            `keras_imm.devices.memory_bytes()`.
+        rows_together: Rows of a batch that are never parted: the model's
+            `objective.rows_together`, the size of a group for IMM.
+        headroom: Share of the memory left for what is not predicted, in [0, 1).
+        **kwargs: Further arguments of `training_memory`.
+
+    Returns:
+        A positive integer, for `accumulation_steps`.
+
+    Raises:
+        ValueError: If not even `rows_together` samples fit, or an argument is out of
+            its range.
+
+    Example:
+
+    ```python
+    available = keras_imm.devices.memory_bytes()
+    model.accumulation_steps = keras_imm.memory.accumulation_that_fits(
+        model.backbone, 4096, available, model.objective.rows_together
+    )
+    ```
+    """
+    check_integer("batch_size", batch_size, at_least=1)
+    check_integer("rows_together", rows_together, at_least=1)
+    check_rate("headroom", headroom)
+    if batch_size % rows_together:
+        raise ValueError(
+            f"`batch_size` must be a multiple of rows_together={rows_together}. "
+            f"Received: batch_size={batch_size}"
+        )
+    one = training_memory(backbone, 1, **kwargs)
+    fixed, limit = one.total - one.activations, (1 - headroom) * available
+    groups = batch_size // rows_together
+    for parts in range(1, groups + 1):
+        fits = fixed + one.activations * (batch_size // parts) <= limit
+        if groups % parts == 0 and fits:
+            return parts
+    least = fixed + one.activations * rows_together
+    raise ValueError(
+        f"`available` must be at least {least / (1 - headroom) / 2**30:.2f} GiB for "
+        f"{rows_together} samples. Received: {available / 2**30:.2f} GiB"
     )
 
 

@@ -57,3 +57,9 @@ def test_float32_has_the_peak_of_what_multiplies(set_tensorfloat32):
     assert devices.peak_flops("float32", "NVIDIA A100-SXM4-80GB") == 156e12
     set_tensorfloat32(False)
     assert devices.peak_flops("float32", "NVIDIA A100-SXM4-80GB") == 19.5e12
+
+
+def test_a_cpu_has_no_memory_of_its_own():
+    if devices.device_kind() != "cpu":
+        pytest.skip("an accelerator says how much it has")
+    assert devices.memory_bytes() is None

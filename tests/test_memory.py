@@ -165,6 +165,29 @@ def test_a_unet():
     assert two == 2 * one > 16 * 16 * 16 * 4 * 10
 
 
+def test_the_fewest_parts_that_fit():
+    backbone = dit()
+    whole = memory.training_memory(backbone, 64)
+    fixed = whole.total - whole.activations
+
+    def parts(share, **kwargs):
+        """Of a device in which that share of the activations fits."""
+        available = fixed + share * whole.activations
+        return memory.accumulation_that_fits(
+            backbone, 64, int(available) + 1, headroom=0.0, **kwargs
+        )
+
+    assert [parts(share) for share in (1, 0.9, 0.5, 0.3, 1 / 64)] == [1, 2, 2, 4, 64]
+    assert parts(0.5, rows_together=8) == 2
+    assert parts(0.125, rows_together=8) == 8
+    with pytest.raises(ValueError, match=r"`available` must be at least .* 8 samples"):
+        parts(0.12, rows_together=8)
+    with pytest.raises(ValueError, match=r"multiple of rows_together=3.*=64"):
+        parts(1, rows_together=3)
+    roomy = fixed + whole.activations
+    assert memory.accumulation_that_fits(backbone, 64, roomy, headroom=0.15) > 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -6,7 +6,7 @@
 - `jvp`: derivatives in a direction, forwards;
 - `optimization_barrier`, `dot_product_attention`: what compilers do not see alone;
 - `processes`: the devices and processes of a run;
-- `device_kind`: what the first device is;
+- `device_kind`, `device_memory`: what the first device is;
 - `full_precision`, `multiplies_in_tf32`: whether float32 products are rounded.
 
 `random_streams` and `keras_private` are the same under all of them.
@@ -38,6 +38,7 @@ TrainStep = _current.TrainStep
 compile_function = _current.compile_function
 compiles_loops = _current.compiles_loops
 device_kind = _current.device_kind
+device_memory = _current.device_memory
 dot_product_attention = _current.dot_product_attention
 full_precision = _current.full_precision
 jvp = _current.jvp
@@ -51,6 +52,7 @@ __all__ = [
     "compile_function",
     "compiles_loops",
     "device_kind",
+    "device_memory",
     "dot_product_attention",
     "full_precision",
     "jvp",

@@ -9,7 +9,7 @@ import keras
 import kill_and_resume
 import numpy as np
 import pytest
-from scripts import ROOT, run_script
+from scripts import ROOT, run_code, run_script
 
 from keras_imm.latents import shard_files
 
@@ -151,3 +151,33 @@ def test_the_comparison_of_runs_sees_a_difference(tmp_path, change):
     a, b = (kill_and_resume.contents(tmp_path / name) for name in ("a", "b"))
     assert (a[0] == b[0]) == (change != "weights")
     assert (a[1:] == b[1:]) == (change != "losses")
+
+
+@pytest.mark.one_backend("no framework is asked for the memory here")
+def test_a_batch_that_does_not_fit_is_computed_in_parts():
+    code = """
+import paper_run, keras_imm
+from keras_imm import memory
+paper_run.FLAGS(["paper_run"])
+backbone = keras_imm.backbones.DiT((8, 8, 1), 2, 16, 1, 2)
+model = keras_imm.IMM(backbone, group_size=4)
+whole = memory.training_memory(backbone, 32)
+half = whole.total - 0.5 * whole.activations
+paper_run.devices.memory_bytes = lambda: int(half / 0.85) + 1
+paper_run.fit_into_memory(model, 32)
+print(model.accumulation_steps)
+paper_run.devices.memory_bytes = lambda: None
+model.accumulation_steps = 3
+paper_run.fit_into_memory(model, 32)
+print(model.accumulation_steps, repr(paper_run.precision_advice()))
+peaks = {"bfloat16": 989e12, "float32": 494e12}
+paper_run.devices.peak_flops = peaks.get
+paper_run.devices.device_kind = lambda: "A card"
+print(paper_run.precision_advice())
+"""
+    result = run_code(code, "examples")
+    assert result.returncode == 0, result.stderr
+    said, parts, none, advice = result.stdout.strip().splitlines()
+    assert said.startswith("32 images on a device in 2 parts of 16: 0.0 GiB expected")
+    assert (parts, none) == ("2", "3 ''")
+    assert advice.startswith("A card multiplies faster") and "mixed_bfloat16" in advice

@@ -8,7 +8,7 @@ from keras_imm.backend.jax.compilation import (
     jvp,
     optimization_barrier,
 )
-from keras_imm.backend.jax.devices import device_kind
+from keras_imm.backend.jax.devices import device_kind, device_memory
 from keras_imm.backend.jax.model import TrainableModel
 from keras_imm.backend.jax.precision import full_precision, multiplies_in_tf32
 from keras_imm.backend.jax.train_step import TrainStep
@@ -19,6 +19,7 @@ __all__ = [
     "compile_function",
     "compiles_loops",
     "device_kind",
+    "device_memory",
     "dot_product_attention",
     "full_precision",
     "jvp",

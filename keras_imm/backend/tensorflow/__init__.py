@@ -8,7 +8,7 @@ from keras_imm.backend.tensorflow.compilation import (
     optimization_barrier,
 )
 from keras_imm.backend.tensorflow.derivatives import jvp
-from keras_imm.backend.tensorflow.devices import device_kind
+from keras_imm.backend.tensorflow.devices import device_kind, device_memory
 from keras_imm.backend.tensorflow.model import TrainableModel
 from keras_imm.backend.tensorflow.precision import full_precision, multiplies_in_tf32
 from keras_imm.backend.tensorflow.train_step import TrainStep
@@ -19,6 +19,7 @@ __all__ = [
     "compile_function",
     "compiles_loops",
     "device_kind",
+    "device_memory",
     "dot_product_attention",
     "full_precision",
     "jvp",

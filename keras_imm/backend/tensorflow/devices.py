@@ -9,3 +9,8 @@ def device_kind() -> str:
     if not devices:
         return "cpu"
     return tf.config.experimental.get_device_details(devices[0]).get("device_name", "")
+
+
+def device_memory() -> None:
+    """TensorFlow does not say."""
+    return None

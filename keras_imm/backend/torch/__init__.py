@@ -3,7 +3,7 @@
 from keras_imm.backend.attention import fused_attention as dot_product_attention
 from keras_imm.backend.torch import processes
 from keras_imm.backend.torch.derivatives import jvp
-from keras_imm.backend.torch.devices import device_kind
+from keras_imm.backend.torch.devices import device_kind, device_memory
 from keras_imm.backend.torch.graphs import (
     compile_function,
     compiles_loops,
@@ -19,6 +19,7 @@ __all__ = [
     "compile_function",
     "compiles_loops",
     "device_kind",
+    "device_memory",
     "dot_product_attention",
     "full_precision",
     "jvp",
