@@ -32,16 +32,28 @@ def is_installed(framework):
     return importlib.util.find_spec(framework) is not None
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item):
-    """A test that asks for a framework that is not installed is skipped."""
+@contextlib.contextmanager
+def skipped_without_its_framework():
+    """What asks for a framework that is not installed is skipped."""
     try:
-        return (yield)
+        yield
     except ModuleNotFoundError as error:
         needed = str(error.name).partition(".")[0]
         if needed not in FRAMEWORKS or is_installed(needed):
             raise
         pytest.skip(f"needs {needed}, which is not installed here")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    with skipped_without_its_framework():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    with skipped_without_its_framework():
+        return (yield)
 
 
 def pytest_collection_modifyitems(items):
