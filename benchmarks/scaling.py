@@ -204,7 +204,8 @@ def measure_devices():
                 *(sys.executable, __file__, "--child"),
                 *(f"--{name}={getattr(FLAGS, name)}" for name in names),
             ],
-            env=os.environ | {"XLA_FLAGS": flag, "KERAS_BACKEND": "jax"},
+            env=os.environ
+            | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "jax"},
             check=True,
             stdout=subprocess.PIPE,
             text=True,

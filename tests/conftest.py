@@ -1,6 +1,7 @@
 """Settings and small models that the tests share."""
 
 import contextlib
+import importlib.util
 import os
 import pathlib
 import sys
@@ -13,6 +14,8 @@ os.environ.setdefault(
     str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"),
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Several processes of tests, and their children, share a GPU.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import keras
 import numpy as np
@@ -22,8 +25,43 @@ from small_dit import small_dit
 import keras_imm
 from keras_imm import backend as keras_imm_backend
 
+FRAMEWORKS = ("jax", "tensorflow", "torch")
+
+
+def is_installed(framework):
+    return importlib.util.find_spec(framework) is not None
+
+
+@contextlib.contextmanager
+def skipped_without_its_framework():
+    """What asks for a framework that is not installed is skipped."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        needed = str(error.name).partition(".")[0]
+        if needed not in FRAMEWORKS or is_installed(needed):
+            raise
+        pytest.skip(f"needs {needed}, which is not installed here")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    with skipped_without_its_framework():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    with skipped_without_its_framework():
+        return (yield)
+
 
 def pytest_collection_modifyitems(items):
+    if not is_installed("tensorflow"):
+        reason = "exports are written by TensorFlow, which is not installed here"
+        for item in items:
+            if "serving" in item.path.parts:
+                item.add_marker(pytest.mark.skip(reason=reason))
     if keras.backend.backend() == "torch":
         return
     for item in items:

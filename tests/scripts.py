@@ -8,6 +8,9 @@ import sys
 import keras
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+# For processes with several virtual devices, or of another framework: an accelerator is
+# taken by the process that tests.
+ON_THE_CPU = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def run_script(

@@ -161,6 +161,7 @@ def test_four_devices_share_a_batch(evaluation, model, tmp_path):
     code = f"""
 import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["JAX_PLATFORMS"] = "cpu"
 import keras, keras_imm, numpy as np, evaluation
 from keras_imm.callbacks import pixels_to_uint8
 keras_imm.distribution.initialize()

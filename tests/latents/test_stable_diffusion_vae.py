@@ -1,5 +1,6 @@
 """The autoencoder, against the golden numbers of its published implementation."""
 
+import importlib.util
 import os
 import sys
 
@@ -10,6 +11,13 @@ import numpy as np
 import pytest
 import seeded_autoencoder
 from keras.src.legacy.saving import legacy_h5_format
+
+if importlib.util.find_spec("tensorflow") is None:
+    pytest.skip(
+        "KerasCV imports TensorFlow, which is not installed here",
+        allow_module_level=True,
+    )
+
 from keras_cv.models.stable_diffusion import Decoder, ImageEncoder
 
 from keras_imm.latents import (

@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+from scripts import ON_THE_CPU
+
 HERE = pathlib.Path(__file__).parent
 TESTS = HERE.parents[1]
 PATHS = (TESTS.parent, TESTS, HERE)
@@ -27,6 +29,7 @@ def seen_by(
             **os.environ,
             "KERAS_BACKEND": backend,
             "OMP_NUM_THREADS": "1",
+            **ON_THE_CPU,
             "PYTHONPATH": os.pathsep.join(map(str, PATHS)),
             **environment,
         },
