@@ -1,7 +1,7 @@
 """What is particular to JAX."""
 
-from keras_imm.backend.attention import fused_attention as dot_product_attention
 from keras_imm.backend.jax import processes
+from keras_imm.backend.jax.attention import dot_product_attention
 from keras_imm.backend.jax.compilation import (
     compile_function,
     compiles_loops,

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 compiles_loops = True  # `keras.ops.fori_loop` inside a compiled function is one loop
 
@@ -18,7 +20,8 @@ def optimization_barrier(x: Any) -> Any:
 
     XLA's compiler for CPUs under JAX puts a chain of sums into every loop that reads
     its end, and so computes the residual stream of a transformer from its beginning in
-    each layer, forwards and backwards. Elsewhere nothing is changed.
+    each layer, forwards and backwards. Programs for other platforms are the same with
+    and without it: the platform that is lowered to is asked, not the one lowered on.
 
     Args:
         x: A tensor.
@@ -26,9 +29,21 @@ def optimization_barrier(x: Any) -> Any:
     Returns:
         The same tensor.
     """
-    if not isinstance(x, jax.core.Tracer) or jax.default_backend() != "cpu":
-        return x
-    return jax.lax.optimization_barrier(x)
+    return _barrier.bind(x) if isinstance(x, jax.core.Tracer) else x
+
+
+# `jax.lax.platform_dependent` would leave a `case` in the program of every platform.
+_barrier = Primitive("keras_imm_optimization_barrier")
+_barrier.def_impl(lambda x: x)
+_barrier.def_abstract_eval(lambda x: x)
+ad.deflinear2(_barrier, lambda cotangent, _: [_barrier.bind(cotangent)])
+batching.defvectorized(_barrier)
+mlir.register_lowering(_barrier, lambda _, x: [x])
+mlir.register_lowering(
+    _barrier,
+    mlir.lower_fun(jax.lax.optimization_barrier, multiple_results=False),
+    platform="cpu",
+)
 
 
 def jvp(function: Callable, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
