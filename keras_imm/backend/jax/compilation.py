@@ -1,11 +1,10 @@
 """Compiled functions and derivatives under JAX."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
 compiles_loops = True  # `keras.ops.fori_loop` inside a compiled function is one loop
 
@@ -29,21 +28,27 @@ def optimization_barrier(x: Any) -> Any:
     Returns:
         The same tensor.
     """
-    return _barrier.bind(x) if isinstance(x, jax.core.Tracer) else x
+    return _barrier().bind(x) if isinstance(x, jax.core.Tracer) else x
 
 
-# `jax.lax.platform_dependent` would leave a `case` in the program of every platform.
-_barrier = Primitive("keras_imm_optimization_barrier")
-_barrier.def_impl(lambda x: x)
-_barrier.def_abstract_eval(lambda x: x)
-ad.deflinear2(_barrier, lambda cotangent, _: [_barrier.bind(cotangent)])
-batching.defvectorized(_barrier)
-mlir.register_lowering(_barrier, lambda _, x: [x])
-mlir.register_lowering(
-    _barrier,
-    mlir.lower_fun(jax.lax.optimization_barrier, multiple_results=False),
-    platform="cpu",
-)
+@functools.cache
+def _barrier() -> Any:
+    """A barrier for CPUs, the identity elsewhere.
+
+    `jax.lax.platform_dependent` would leave a `case` in the program of every platform.
+    """
+    from jax.extend.core import Primitive  # not loaded by Keras, as the next
+    from jax.interpreters import ad, batching, mlir
+
+    barrier = Primitive("keras_imm_optimization_barrier")
+    barrier.def_impl(lambda x: x)
+    barrier.def_abstract_eval(lambda x: x)
+    ad.deflinear2(barrier, lambda cotangent, _: [barrier.bind(cotangent)])
+    batching.defvectorized(barrier)
+    on_cpu = mlir.lower_fun(jax.lax.optimization_barrier, multiple_results=False)
+    mlir.register_lowering(barrier, on_cpu, platform="cpu")
+    mlir.register_lowering(barrier, lambda _, x: [x])
+    return barrier
 
 
 def jvp(function: Callable, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
