@@ -5,6 +5,7 @@
 - `compile_function`, `compiles_loops`: compiled functions of tensors;
 - `jvp`: derivatives in a direction, forwards;
 - `optimization_barrier`, `dot_product_attention`: what compilers do not see alone;
+- `initial_values_together`: variables are given their values by few programs;
 - `processes`: the devices and processes of a run;
 - `device_kind`, `multiplies_in_tf32`: what the first device is and does.
 
@@ -38,6 +39,7 @@ compile_function = _current.compile_function
 compiles_loops = _current.compiles_loops
 device_kind = _current.device_kind
 dot_product_attention = _current.dot_product_attention
+initial_values_together = _current.initial_values_together
 jvp = _current.jvp
 multiplies_in_tf32 = _current.multiplies_in_tf32
 optimization_barrier = _current.optimization_barrier
@@ -50,6 +52,7 @@ __all__ = [
     "compiles_loops",
     "device_kind",
     "dot_product_attention",
+    "initial_values_together",
     "jvp",
     "keras_private",
     "multiplies_in_tf32",

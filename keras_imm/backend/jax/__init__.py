@@ -9,6 +9,7 @@ from keras_imm.backend.jax.compilation import (
     optimization_barrier,
 )
 from keras_imm.backend.jax.devices import device_kind, multiplies_in_tf32
+from keras_imm.backend.jax.initial_values import initial_values_together
 from keras_imm.backend.jax.model import TrainableModel
 from keras_imm.backend.jax.train_step import TrainStep
 
@@ -19,6 +20,7 @@ __all__ = [
     "compiles_loops",
     "device_kind",
     "dot_product_attention",
+    "initial_values_together",
     "jvp",
     "multiplies_in_tf32",
     "optimization_barrier",
