@@ -66,6 +66,7 @@ def seconds(backend, checkout):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         env=environment,
+        cwd=checkout,  # which comes before PYTHONPATH
         check=True,
         capture_output=True,
         text=True,

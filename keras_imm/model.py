@@ -354,6 +354,11 @@ class FlowMapModel(backend.TrainableModel):
         self.step = self._new_step()
         self.train_function = self.test_function = None
         if self.built:
+            self._build_optimizer()
+
+    def _build_optimizer(self) -> None:
+        own = keras_private.is_own_optimizer(self.optimizer)
+        with backend.initial_values_together() if own else contextlib.nullcontext():
             self.optimizer.build(self.trainable_variables)
 
     def _new_step(self) -> backend.TrainStep:

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_imm.backbones import published_weights as published
 from keras_imm.backbones.inputs import split_inputs
+from keras_imm.backend import initial_values_together
 from keras_imm.backend.attention import may_recompute
 from keras_imm.backend.random_streams import mix_seeds
 from keras_imm.layers.dit_block import DiTBlock
@@ -246,6 +247,10 @@ class DiT(keras.Model):
     def build(self, input_shape=None) -> None:
         if self.built:
             return
+        with initial_values_together():
+            self._build_layers()
+
+    def _build_layers(self) -> None:
         tokens_shape = (None, self.grid_shape[0] * self.grid_shape[1], self.hidden_size)
         conditioning_shape = (None, 1, self.hidden_size)
         self.patch_embedding.build((None, *self.image_shape))

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_imm.backbones import published_weights as published
 from keras_imm.backbones.inputs import Inputs, split_inputs
+from keras_imm.backend import initial_values_together
 from keras_imm.backend.random_streams import mix_seeds
 from keras_imm.layers.fourier_embedding import FourierEmbedding
 from keras_imm.layers.positional_embedding import PositionalEmbedding
@@ -391,6 +392,10 @@ class UNet(keras.Model):
         """Builds every layer, along the shapes of the pass."""
         if self.built:
             return
+        with initial_values_together():
+            self._build_layers()
+
+    def _build_layers(self) -> None:
         features = self.model_channels * self.channel_mult_noise
         width = self.model_channels * self.channel_mult_embedding
         for layer in (self.t_features, self.s_features):

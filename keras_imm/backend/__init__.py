@@ -5,6 +5,7 @@
 - `compile_function`, `compiles_loops`: compiled functions of tensors;
 - `jvp`: derivatives in a direction, forwards;
 - `optimization_barrier`, `dot_product_attention`: what compilers do not see alone;
+- `initial_values_together`: variables are given their values by few programs;
 - `processes`: the devices and processes of a run;
 - `device_kind`, `device_memory`: what the first device is;
 - `full_precision`, `multiplies_in_tf32`: whether float32 products are rounded.
@@ -41,6 +42,7 @@ device_kind = _current.device_kind
 device_memory = _current.device_memory
 dot_product_attention = _current.dot_product_attention
 full_precision = _current.full_precision
+initial_values_together = _current.initial_values_together
 jvp = _current.jvp
 multiplies_in_tf32 = _current.multiplies_in_tf32
 optimization_barrier = _current.optimization_barrier
@@ -55,6 +57,7 @@ __all__ = [
     "device_memory",
     "dot_product_attention",
     "full_precision",
+    "initial_values_together",
     "jvp",
     "keras_private",
     "multiplies_in_tf32",

@@ -7,11 +7,15 @@ private are listed in `OVERRIDDEN`.
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+from keras.src.backend.common import global_state
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.variables import AutocastScope
+from keras.src.initializers.random_initializers import compute_fans
 
 SEEN_WITH = ("3.15",)
 
@@ -223,3 +227,42 @@ def adam_moments(optimizer: Any, variables: list) -> tuple[list, list]:
         [moments[i].value for i in indices]
         for moments in (inner._momentums, inner._velocities)
     )
+
+
+@contextlib.contextmanager
+def initialized_at_the_end(replace: Callable[[list], list]) -> Iterator[None]:
+    """Gives the variables that are made inside their values when all are made.
+
+    Keras does so with those that a stateless scope leaves behind; nothing public says
+    which these are. Inside another stateless scope they are left to that one.
+
+    Args:
+        replace: From a list of initializers, shapes and dtypes to a list of
+            initializers that are called in their places.
+    """
+    if in_stateless_scope():
+        yield
+        return
+    with keras.StatelessScope():
+        yield
+        made = global_state.get_global_attribute("uninitialized_variables", [])
+        wanted = [(v._initializer, tuple(v.shape), v.dtype) for v in made]
+        for variable, initializer in zip(made, replace(wanted), strict=True):
+            variable._initializer = initializer
+
+
+def scales_uniform(initializer: Any) -> bool:
+    """Whether an initializer is Keras's `VarianceScaling` of a uniform distribution."""
+    scaling = keras.initializers.VarianceScaling
+    own = type(initializer).__call__ is scaling.__call__
+    return own and initializer.distribution == "uniform"
+
+
+def uniform_limit(initializer: Any, shape: tuple) -> float:
+    """The largest value that such an initializer gives; only its values are public."""
+    fan_in, fan_out = compute_fans(
+        shape, input_axes=initializer.input_axes, output_axes=initializer.output_axes
+    )
+    fans = {"fan_in": fan_in, "fan_out": fan_out}
+    fan = fans.get(initializer.mode, (fan_in + fan_out) / 2.0)
+    return math.sqrt(3.0 * (initializer.scale / max(1.0, fan)))

@@ -114,6 +114,7 @@ def owners():
         "_trainable_variables": layer,
         "_allow_non_tensor_positional_args": layer,
         "_initial_epoch": model,
+        "_initializer": keras.Variable("zeros", (1,)),
         "_keras_history": ops.square(keras.Input((2,))),
     }
 
@@ -320,6 +321,41 @@ def test_numbers_may_be_positional_arguments():
     with pytest.raises(ValueError, match="positional"):
         Shifted(allow=False)(x, 0.5)
     np.testing.assert_array_equal(numpy(Shifted(allow=True)(x, 0.5)), [1.5, 1.5])
+
+
+def test_variables_are_initialized_at_the_end_by_what_takes_the_place():
+    given = []
+
+    def replace(wanted):
+        given.extend(wanted)
+        return [lambda shape, dtype: ops.full(shape, 3, dtype)] * len(wanted)
+
+    with keras_private.initialized_at_the_end(replace):
+        first = keras.Variable("ones", (2,), name="first")
+        second = keras.Variable("zeros", (3, 1), dtype="int32", trainable=False)
+        assert not given
+    np.testing.assert_array_equal(numpy(first.value), [3, 3])
+    np.testing.assert_array_equal(numpy(second.value), [[3], [3], [3]])
+    assert [one[1:] for one in given] == [((2,), "float32"), ((3, 1), "int32")]
+    assert isinstance(given[0][0], keras.initializers.Ones)
+    np.testing.assert_array_equal(numpy(keras.Variable("ones", (2,)).value), [1, 1])
+
+
+@pytest.mark.parametrize("shape", [(30, 7), (3, 3, 4, 6), (9,)])
+def test_the_limit_of_a_uniform_initializer_is_its_largest_value(shape):
+    for mode in ("fan_in", "fan_out", "fan_avg"):
+        initializer = keras.initializers.VarianceScaling(0.4, mode, "uniform", seed=1)
+        assert keras_private.scales_uniform(initializer)
+        limit = keras_private.uniform_limit(initializer, shape)
+        # Its random values are in [-limit, limit), a hundredth of which is left out.
+        largest = max(
+            np.max(np.abs(numpy(type(initializer).from_config(config)(shape))))
+            for config in (initializer.get_config() | {"seed": i} for i in range(300))
+        )
+        assert 0.99 * limit < largest <= limit * (1 + 1e-6)
+    normal = keras.initializers.VarianceScaling(0.4, "fan_in", "truncated_normal")
+    assert not keras_private.scales_uniform(normal)
+    assert not keras_private.scales_uniform(lambda shape, dtype: None)
 
 
 def nested():

@@ -11,7 +11,9 @@ LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 pytestmark = pytest.mark.one_backend("reads pages")
 
 
-@pytest.mark.parametrize("page", ["architecture", "extending", "migration"])
+@pytest.mark.parametrize(
+    "page", ["accelerators", "architecture", "extending", "migration"]
+)
 def test_links_lead_to_files(page):
     links = LINK.findall((DOCS / f"{page}.md").read_text())
     assert links

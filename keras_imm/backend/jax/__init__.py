@@ -1,7 +1,7 @@
 """What is particular to JAX."""
 
-from keras_imm.backend.attention import fused_attention as dot_product_attention
 from keras_imm.backend.jax import processes
+from keras_imm.backend.jax.attention import dot_product_attention
 from keras_imm.backend.jax.compilation import (
     compile_function,
     compiles_loops,
@@ -9,6 +9,7 @@ from keras_imm.backend.jax.compilation import (
     optimization_barrier,
 )
 from keras_imm.backend.jax.devices import device_kind, device_memory
+from keras_imm.backend.jax.initial_values import initial_values_together
 from keras_imm.backend.jax.model import TrainableModel
 from keras_imm.backend.jax.precision import full_precision, multiplies_in_tf32
 from keras_imm.backend.jax.train_step import TrainStep
@@ -22,6 +23,7 @@ __all__ = [
     "device_memory",
     "dot_product_attention",
     "full_precision",
+    "initial_values_together",
     "jvp",
     "multiplies_in_tf32",
     "optimization_barrier",

@@ -1,5 +1,6 @@
 """Compiled functions and derivatives under JAX."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,8 @@ def optimization_barrier(x: Any) -> Any:
 
     XLA's compiler for CPUs under JAX puts a chain of sums into every loop that reads
     its end, and so computes the residual stream of a transformer from its beginning in
-    each layer, forwards and backwards. Elsewhere nothing is changed.
+    each layer, forwards and backwards. Programs for other platforms are the same with
+    and without it: the platform that is lowered to is asked, not the one lowered on.
 
     Args:
         x: A tensor.
@@ -26,9 +28,27 @@ def optimization_barrier(x: Any) -> Any:
     Returns:
         The same tensor.
     """
-    if not isinstance(x, jax.core.Tracer) or jax.default_backend() != "cpu":
-        return x
-    return jax.lax.optimization_barrier(x)
+    return _barrier().bind(x) if isinstance(x, jax.core.Tracer) else x
+
+
+@functools.cache
+def _barrier() -> Any:
+    """A barrier for CPUs, the identity elsewhere.
+
+    `jax.lax.platform_dependent` would leave a `case` in the program of every platform.
+    """
+    from jax.extend.core import Primitive  # not loaded by Keras, as the next
+    from jax.interpreters import ad, batching, mlir
+
+    barrier = Primitive("keras_imm_optimization_barrier")
+    barrier.def_impl(lambda x: x)
+    barrier.def_abstract_eval(lambda x: x)
+    ad.deflinear2(barrier, lambda cotangent, _: [barrier.bind(cotangent)])
+    batching.defvectorized(barrier)
+    on_cpu = mlir.lower_fun(jax.lax.optimization_barrier, multiple_results=False)
+    mlir.register_lowering(barrier, on_cpu, platform="cpu")
+    mlir.register_lowering(barrier, lambda _, x: [x])
+    return barrier
 
 
 def jvp(function: Callable, primals: tuple, tangents: tuple) -> tuple[Any, Any]:

@@ -1,5 +1,7 @@
 """What is particular to TensorFlow."""
 
+from contextlib import nullcontext as initial_values_together
+
 from keras_imm.backend.attention import plain_attention as dot_product_attention
 from keras_imm.backend.tensorflow import processes
 from keras_imm.backend.tensorflow.compilation import (
@@ -22,6 +24,7 @@ __all__ = [
     "device_memory",
     "dot_product_attention",
     "full_precision",
+    "initial_values_together",
     "jvp",
     "multiplies_in_tf32",
     "optimization_barrier",

@@ -1,5 +1,7 @@
 """What is particular to PyTorch."""
 
+from contextlib import nullcontext as initial_values_together
+
 from keras_imm.backend.attention import fused_attention as dot_product_attention
 from keras_imm.backend.torch import processes
 from keras_imm.backend.torch.derivatives import jvp
@@ -22,6 +24,7 @@ __all__ = [
     "device_memory",
     "dot_product_attention",
     "full_precision",
+    "initial_values_together",
     "jvp",
     "multiplies_in_tf32",
     "optimization_barrier",

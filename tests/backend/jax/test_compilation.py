@@ -24,10 +24,24 @@ def test_a_barrier_is_differentiated_through():
     np.testing.assert_allclose(jax.grad(function)(x), 4 * x**3 + 2 * x)
 
 
-def test_a_barrier_is_kept_on_a_cpu_alone():
+def test_a_barrier_is_differentiated_forwards_and_in_batches():
     import jax
 
     x = np.arange(4.0, dtype="float32")
-    lowered = jax.jit(function).lower(x).as_text()
-    on_cpu = jax.default_backend() == "cpu"
-    assert ("optimization_barrier" in lowered) == on_cpu
+    _, derivative = jax.jit(lambda x: jax.jvp(function, (x,), (x,)))(x)
+    np.testing.assert_allclose(derivative, np.sum((4 * x**3 + 2 * x) * x))
+    second = jax.jit(jax.vmap(jax.grad(jax.grad(function))))(x)
+    np.testing.assert_allclose(second, 12 * x**2 + 2)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm", "tpu"])
+def test_a_barrier_is_kept_in_programs_for_cpus_alone(platform):
+    import jax
+
+    x = np.arange(4.0, dtype="float32")
+    for differentiated, barriers in ((function, 1), (jax.grad(function), 2)):
+        program = jax.jit(differentiated).trace(x).lower(lowering_platforms=(platform,))
+        text = program.as_text()
+        expected = barriers if platform == "cpu" else 0
+        assert text.count("optimization_barrier") == expected
+        assert "stablehlo.case" not in text
