@@ -1,6 +1,9 @@
 """Traced functions under PyTorch: graphs of ATen operations."""
 
+import contextlib
+import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +13,19 @@ from torch.utils import _pytree as pytree
 
 compiles_loops = False
 
+# Shapes of arguments whose graphs a function keeps: those that were used last.
+KEPT_GRAPHS = 16
+
+# Tracing changes what all threads of PyTorch share.
+_TRACING = threading.RLock()
+
 
 def compile_function(function: Callable, jit_compile: bool = False) -> Callable:
     """Compiles a function whose result depends on its tensor arguments alone.
 
     The compiled function is traced once for each set of shapes and dtypes of its
-    arguments: a new value costs nothing.
+    arguments: a new value costs nothing. Under PyTorch the last `KEPT_GRAPHS` sets
+    are kept.
 
     Args:
         function: Function of positional arguments: tensors, None, or lists of
@@ -30,7 +40,7 @@ def compile_function(function: Callable, jit_compile: bool = False) -> Callable:
         Where values of tensors decide what a function does it cannot be a graph: under
         PyTorch it is then called as it is, with a warning.
     """
-    graphs = trace_function(function, jit_compile)
+    graphs = TracedFunction(function, jit_compile)
 
     def copy(result):
         # Or a gradient could not be taken through what the caller computes from it.
@@ -44,17 +54,82 @@ def compile_function(function: Callable, jit_compile: bool = False) -> Callable:
     return compiled
 
 
-def trace_function(function: Callable, jit_compile: bool = False) -> Callable:
+class TracedFunction:
     """As `compile_function`, for results that nobody differentiates or changes.
 
     Unless `jit_compile`, they are tensors made in inference mode, which autograd cannot
     keep for a backward pass.
+
+    Where tracing fails the function is called as it is. If that fails too the error is
+    the caller's own and is raised; if not, a warning says what cannot be traced, and
+    arguments of these shapes are handed to the function from then on.
+
+    Args:
+        function: As in `compile_function`.
+        jit_compile: As in `compile_function`.
+        untraced: What is called where `function` cannot be traced, with the same
+            arguments. Defaults to `function`.
     """
-    graphs, untraceable = {}, []
+
+    def __init__(
+        self,
+        function: Callable,
+        jit_compile: bool = False,
+        untraced: Callable | None = None,
+    ):
+        self._function = function
+        self._jit_compile = jit_compile
+        self._untraced = torch.no_grad()(untraced or function)
+        self._kept: OrderedDict[tuple, Callable] = OrderedDict()
+        self._warnings: set[str] = set()
+
+    def __call__(self, *args: Any) -> Any:
+        """What the function returns."""
+        signature, tensors = _signature(args)
+        run = self._kept.get(signature)
+        if run is None:
+            run, error = self._traced(signature, args, tensors)
+            if error is not None:
+                return self._call_untraced(signature, args, error)
+        else:
+            with contextlib.suppress(KeyError):  # another thread dropped it
+                self._kept.move_to_end(signature)
+        return run(args, tensors)
+
+    def _traced(
+        self, signature: tuple, args: tuple, tensors: list
+    ) -> tuple[Callable | None, Exception | None]:
+        """What to run, unless another thread has made it, or why there is nothing."""
+        with _TRACING:
+            if signature not in self._kept:
+                try:
+                    run = self._trace(args, tensors)
+                except Exception as error:
+                    return None, error
+                self._keep(signature, run)
+            return self._kept[signature], None
+
+    def _call_untraced(self, signature: tuple, args: tuple, error: Exception) -> Any:
+        results = self._untraced(*args)
+        message = (
+            "A model runs layer by layer where its inputs have these shapes, which is "
+            f"slower: PyTorch cannot trace it. {type(error).__name__}: {error}"
+        )
+        with _TRACING:
+            self._keep(signature, lambda args, _: self._untraced(*args))
+        if message not in self._warnings:
+            self._warnings.add(message)
+            warnings.warn(message, stacklevel=3)
+        return results
+
+    def _keep(self, signature: tuple, run: Callable) -> None:
+        self._kept[signature] = run
+        while len(self._kept) > KEPT_GRAPHS:
+            self._kept.popitem(last=False)
 
     @torch.no_grad()
-    def trace(args, tensors):
-        structure = None
+    def _trace(self, args: tuple, tensors: list) -> Callable:
+        structure, absent = None, None
 
         def of_tensors(*tensors):
             given = iter(tensors)
@@ -64,9 +139,9 @@ def trace_function(function: Callable, jit_compile: bool = False) -> Callable:
                     return [fill(one) for one in arg]
                 return None if arg is None else next(given)
 
-            nonlocal structure
-            results, structure = pytree.tree_flatten(function(*map(fill, args)))
-            structure = structure, [one is None for one in results]
+            nonlocal structure, absent
+            results, structure = pytree.tree_flatten(self._function(*map(fill, args)))
+            absent = [one is None for one in results]
             return [one for one in results if one is not None]
 
         # On tensors without values: nothing is computed, kept or drawn.
@@ -74,46 +149,35 @@ def trace_function(function: Callable, jit_compile: bool = False) -> Callable:
             *tensors
         )
         _simplify(graph)
-        return (_compile_graph if jit_compile else _call_python_functions)(
-            graph, tensors
-        ), structure
+        finish = _compile_graph if self._jit_compile else _call_python_functions
+        graph = finish(graph, tensors)
+        mode = torch.no_grad if self._jit_compile else torch.inference_mode
 
-    def call(*args):
-        if untraceable:
-            with torch.no_grad():
-                return function(*args)
-        key, tensors = [], []
-        for arg in args:
-            if isinstance(arg, list):
-                present = [one for one in arg if one is not None]
-                absent = [i for i, one in enumerate(arg) if one is None]
-                key += [len(arg), *absent, "absent"]
-                tensors += present
-            elif arg is None:
-                key.append(None)
-            else:
-                key += [arg.shape, arg.dtype, arg.device]
-                tensors.append(arg)
-        key = tuple(key)
-        if key not in graphs:
-            try:
-                graphs[key] = trace(args, tensors)
-            except Exception as error:
-                untraceable.append(error)
-                warnings.warn(
-                    "A model runs layer by layer, which is slower: PyTorch cannot "
-                    f"trace it. {type(error).__name__}: {error}",
-                    stacklevel=2,
-                )
-                return call(*args)
-        graph, (structure, absent) = graphs[key]
-        with torch.no_grad() if jit_compile else torch.inference_mode():
-            results = iter(graph(*tensors))
-        return pytree.tree_unflatten(
-            [None if one else next(results) for one in absent], structure
-        )
+        def run(_, tensors):
+            with mode():
+                results = iter(graph(*tensors))
+            return pytree.tree_unflatten(
+                [None if one else next(results) for one in absent], structure
+            )
 
-    return call
+        return run
+
+
+def _signature(args: tuple) -> tuple[tuple, list]:
+    """What a graph depends on, and the tensors that it takes."""
+    key, tensors = [], []
+    for arg in args:
+        if isinstance(arg, list):
+            present = [one for one in arg if one is not None]
+            absent = [i for i, one in enumerate(arg) if one is None]
+            key += [len(arg), *absent, "absent"]
+            tensors += present
+        elif arg is None:
+            key.append(None)
+        else:
+            key += [arg.shape, arg.dtype, arg.device]
+            tensors.append(arg)
+    return tuple(key), tensors
 
 
 def optimization_barrier(x: Any) -> Any:

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from keras_imm.backend import keras_private
 from keras_imm.backend.random_streams import random_states, streams_of_device
-from keras_imm.backend.torch.graphs import trace_function
+from keras_imm.backend.torch.graphs import TracedFunction
 from keras_imm.backend.torch.optimizer_passes import fused_updates
 from keras_imm.backend.torch.parallel import (
     ParallelLoss,
@@ -172,7 +172,9 @@ class _TracedLoss:
         self._structure = None
         self._compiled = None
         if _can_be_traced(model, batch_loss):
-            self._compiled = trace_function(self._traced, model.jit_compile)
+            self._compiled = TracedFunction(
+                self._traced, model.jit_compile, self._untraced
+            )
         elif model.jit_compile:
             warnings.warn(
                 f"`jit_compile=True` does nothing for {model.name!r} under PyTorch: a "
@@ -188,8 +190,7 @@ class _TracedLoss:
         """Losses and gradients of a micro-batch."""
         scale = self._optimizer.scale_loss(ops.ones((), dtype=batch.dtype))
         if self._compiled is None:
-            weights = [v.value for v in self._trainable]
-            return self._differentiate(batch, iterations, weights, scale)
+            return self._by_layers(batch, iterations, scale)
         values = [[v.value for v in group] for group in (self._trainable, self._others)]
         fields, self._structure = pytree.tree_flatten(batch)
         losses, gradients, updates = self._compiled(*values, scale, iterations, *fields)
@@ -209,6 +210,19 @@ class _TracedLoss:
             losses, gradients = self._differentiate(batch, iterations, trainable, scale)
         pairs = zip(map(scope.get_current_value, self._others), others, strict=True)
         return losses, gradients, [None if new is old else new for new, old in pairs]
+
+    def _untraced(
+        self, _: list, others: list, scale: Any, iterations: Any, *fields: Any
+    ) -> tuple[tuple, list, list]:
+        """As `_traced`, from and in the variables themselves."""
+        batch = pytree.tree_unflatten(fields, self._structure)
+        with torch.enable_grad():
+            losses, gradients = self._by_layers(batch, iterations, scale)
+        return losses, gradients, [None] * len(others)
+
+    def _by_layers(self, batch: Any, iterations: Any, scale: Any) -> tuple[tuple, list]:
+        weights = [v.value for v in self._trainable]
+        return self._differentiate(batch, iterations, weights, scale)
 
     def _differentiate(
         self, batch: Any, iterations: Any, weights: list, scale: Any

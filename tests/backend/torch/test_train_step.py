@@ -122,6 +122,31 @@ def test_what_cannot_be_traced_is_said_once_and_trains(images):
     assert scales[0] != 1.0
 
 
+class Refusing(keras_imm.objectives.MomentMatching):
+    """An objective that raises an error of its own when it is told to."""
+
+    refuses = False
+
+    def loss(self, network, particles, target):
+        if self.refuses:
+            raise ValueError("no such loss")
+        return super().loss(network, particles, target)
+
+
+def test_a_step_that_failed_is_traced_when_it_is_right(make_model, images, labels):
+    model = make_model()
+    model = keras_imm.FlowMapModel(model.backbone, Refusing(), seed=0)
+    model.compile(keras.optimizers.SGD(0.1))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*PyTorch")
+        model.objective.refuses = True
+        with pytest.raises(ValueError, match="no such loss"):
+            train(model, images, labels)
+        model.objective.refuses = False
+        train(model, images, labels)
+        assert is_traced(model, images, labels)
+
+
 class Normalized(keras.layers.Layer):
     """A backbone that keeps moving averages in weights that are not trained."""
 
