@@ -6,12 +6,15 @@ private are listed in `OVERRIDDEN`.
 """
 
 import contextlib
+import contextvars
 import functools
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 from keras.src.backend.common.variables import AutocastScope
+from keras.src.random.seed_generator import draw_seed as _draw_seed
 
 SEEN_WITH = ("3.15",)
 
@@ -223,3 +226,51 @@ def adam_moments(optimizer: Any, variables: list) -> tuple[list, list]:
         [moments[i].value for i in indices]
         for moments in (inner._momentums, inner._velocities)
     )
+
+
+# What takes the place of Keras's draws under PyTorch, by the draw's name.
+_DRAWS = contextvars.ContextVar("draws", default=None)
+
+
+@contextlib.contextmanager
+def replaced_draws(replacements: dict) -> Iterator[None]:
+    """Inside, in this thread, functions take the place of Keras's random functions.
+
+    Under PyTorch these make a generator from a seed's values, which no traced graph can
+    hold, and nothing public says where else a layer should draw from.
+
+    Args:
+        replacements: By "dropout", "normal" or "uniform" a function with the arguments
+            of that function of `keras.random`.
+    """
+    _let_draws_be_replaced()
+    token = _DRAWS.set(replacements)
+    try:
+        yield
+    finally:
+        _DRAWS.reset(token)
+
+
+@functools.cache
+def _let_draws_be_replaced() -> None:
+    """Once: layers look up these functions in the module, when they are called."""
+    module = importlib.import_module("keras.src.backend.torch.random")
+    for name in ("dropout", "normal", "uniform"):
+        setattr(module, name, _replaceable(name, getattr(module, name)))
+
+
+def _replaceable(name: str, own: Any) -> Any:
+    @functools.wraps(own)
+    def draw(*args: Any, **kwargs: Any) -> Any:
+        replacement = (_DRAWS.get() or {}).get(name, own)
+        return replacement(*args, **kwargs)
+
+    return draw
+
+
+def draw_seed(seed: Any) -> Any:
+    """The next seed, a tensor of two integers, of what layers call their seed.
+
+    None is Keras's own stream, which nothing public leads to.
+    """
+    return _draw_seed(seed)

@@ -203,6 +203,7 @@ EXCEPTIONS = {
     "_exit": "documented function of os",
     "_data_dir_root": "TensorFlow Datasets: the folder of a data set not prepared yet",
     "_pytree": "PyTorch's trees, which its own exported programs are flattened by",
+    "_to_copy": "name of an ATen operation in a traced graph",
     "_foreach_add_": "PyTorch's operation on many tensors at once",
     "_foreach_mul": "as _foreach_add_",
     "_foreach_mul_": "as _foreach_add_",
@@ -491,6 +492,55 @@ def test_moments_and_places_are_those_of_the_variables():
     first, second = keras_private.adam_moments(optimizer, variables[::-1])
     np.testing.assert_allclose([numpy(v)[0] for v in first], [4.0, 2.0])
     np.testing.assert_allclose([numpy(v)[0] for v in second], [16.0, 4.0])
+
+
+def test_keras_draws_where_they_are_replaced():
+    """Layers and functions look them up in the module that is changed."""
+    if keras.backend.backend() != "torch":
+        pytest.skip("PyTorch's draws alone are replaced")
+    calls = []
+
+    def replacement(name):
+        def draw(*args, **kwargs):
+            calls.append((name, kwargs.get("seed")))
+            return ops.ones((2, 3, 3, 4))
+
+        return draw
+
+    layers = keras.layers
+    users = {
+        "dropout": [layers.Dropout(0.5), layers.SpatialDropout2D(0.5, seed=1)],
+        "normal": [layers.GaussianNoise(0.5), layers.GaussianDropout(0.5, seed=1)],
+        "uniform": [layers.AlphaDropout(0.5)],
+    }
+    x = ops.ones((2, 3, 3, 4))
+    for name, of_name in users.items():
+        for layer in of_name:
+            with keras_private.replaced_draws({name: replacement(name)}):
+                layer(x, training=True)
+            assert calls == [(name, layer.seed_generator)], (
+                f"Keras {keras.__version__} draws elsewhere in {layer.name!r}. "
+                f"Seen with Keras {', '.join(keras_private.SEEN_WITH)}"
+            )
+            calls.clear()
+            layer(x, training=True)
+            assert not calls
+    with keras_private.replaced_draws({"normal": replacement("normal")}):
+        keras.random.normal((2,), seed=1)
+        keras.random.truncated_normal((2, 3, 3), seed=2)
+        keras.random.uniform((2,), seed=3)
+    assert [seed for _, seed in calls] == [1, 2]
+
+
+def test_the_seed_of_a_draw_is_the_streams_state_before_it():
+    stream = keras.random.SeedGenerator(5)
+    assert [numpy(keras_private.draw_seed(stream)).tolist() for _ in range(2)] == [
+        [5, 0],
+        [5, 1],
+    ]
+    assert numpy(keras_private.draw_seed(7)).tolist() == [7, 0]
+    one, other = (numpy(keras_private.draw_seed(None)).tolist() for _ in range(2))
+    assert one != other
 
 
 def test_an_epoch_is_where_fit_begins():

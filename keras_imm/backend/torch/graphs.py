@@ -11,6 +11,8 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from keras_imm.backend.torch.graph_passes import call_python_functions, simplify
+
 compiles_loops = False
 
 # Shapes of arguments whose graphs a function keeps: those that were used last.
@@ -148,8 +150,8 @@ class TracedFunction:
         graph = make_fx(of_tensors, tracing_mode="fake", _allow_non_fake_inputs=True)(
             *tensors
         )
-        _simplify(graph)
-        finish = _compile_graph if self._jit_compile else _call_python_functions
+        simplify(graph)
+        finish = _compile_graph if self._jit_compile else call_python_functions
         graph = finish(graph, tensors)
         mode = torch.no_grad if self._jit_compile else torch.inference_mode
 
@@ -185,49 +187,6 @@ def optimization_barrier(x: Any) -> Any:
     return x
 
 
-def _simplify(module: Any) -> None:
-    """Takes out of a traced module what no result needs, and adds biases in products.
-
-    Keras's Dense multiplies and then adds; PyTorch does both in one pass over memory.
-    """
-    aten = torch.ops.aten
-    views = (aten.view.default, aten._unsafe_view.default)
-    for node in module.graph.nodes:
-        if node.target is aten.detach.default:
-            node.replace_all_uses_with(node.args[0])
-        if node.target is not aten.add.Tensor or node.kwargs:
-            continue
-        output, bias = node.args
-        view = output if getattr(output, "target", None) in views else None
-        product = view.args[0] if view else output
-        if not (
-            getattr(product, "target", None) is aten.mm.default
-            and len(product.users) == len(output.users) == 1
-            and _is_bias(bias, product)
-            and _shape(node) == _shape(output)
-            and _shape(output)[-1] == _shape(product)[-1]
-        ):
-            continue
-        with module.graph.inserting_before(node):
-            fused = module.graph.call_function(
-                aten.addmm.default, (bias, *product.args)
-            )
-            if view:
-                arguments = (fused, view.args[1])
-                fused = module.graph.call_function(aten.view.default, arguments)
-        node.replace_all_uses_with(fused)
-    attention = aten._scaled_dot_product_flash_attention_for_cpu.default
-    backward = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
-    for node in module.graph.nodes:
-        # Keras has queries, keys and values copied, which this kernel does not need.
-        if node.target is aten.clone.default and all(
-            user.target in (attention, backward) for user in node.users
-        ):
-            node.replace_all_uses_with(node.args[0])
-    module.graph.eliminate_dead_code()
-    module.recompile()
-
-
 def _compile_graph(module: Any, tensors: list) -> Callable:
     """What `torch.compile` ends in, without its checks before every call."""
     from torch._inductor import compile as compile_graph
@@ -241,46 +200,3 @@ def _compile_graph(module: Any, tensors: list) -> Callable:
             stacklevel=2,
         )
         return module
-
-
-def _call_python_functions(module: Any, tensors: list) -> Callable:
-    """Has a graph call PyTorch's own functions, not ATen's handles.
-
-    They take about 0.7 us less a call to parse their arguments, which tells where
-    tensors are small.
-    """
-    aten = torch.ops.aten
-    functions = {
-        aten.add.Tensor: torch.add,
-        aten.addmm.default: torch.addmm,
-        aten.clone.default: torch.clone,
-        aten.div.Tensor: torch.div,
-        aten.mm.default: torch.mm,
-        aten.mul.Tensor: torch.mul,
-        aten.native_layer_norm.default: torch.native_layer_norm,
-        aten.sub.Tensor: torch.sub,
-        aten.sum.dim_IntList: torch.sum,
-        aten.t.default: torch.t,
-        aten.transpose.int: torch.transpose,
-        aten.unsqueeze.default: torch.unsqueeze,
-    }
-    for node in module.graph.nodes:
-        if node.target in functions:
-            node.target = functions[node.target]
-        elif node.target in (aten.view.default, aten._unsafe_view.default):
-            node.op, node.target = "call_method", "view"
-    module.recompile()
-    return module
-
-
-def _shape(node: Any) -> tuple | None:
-    value = node.meta.get("val")
-    return None if value is None else tuple(value.shape)
-
-
-def _is_bias(node: Any, product: Any) -> bool:
-    """Whether a node of a graph is a vector that fits the rows of a product."""
-    vector, matrix = (getattr(n, "meta", {}).get("val") for n in (node, product))
-    if vector is None or matrix is None:
-        return False
-    return vector.shape == matrix.shape[1:] and vector.dtype == matrix.dtype

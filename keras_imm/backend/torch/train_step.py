@@ -12,7 +12,7 @@ from keras import ops
 from torch.utils import _pytree as pytree
 
 from keras_imm.backend import keras_private
-from keras_imm.backend.random_streams import random_states, streams_of_device
+from keras_imm.backend.random_streams import streams_of_device
 from keras_imm.backend.torch.graphs import TracedFunction
 from keras_imm.backend.torch.optimizer_passes import fused_updates
 from keras_imm.backend.torch.parallel import (
@@ -21,6 +21,7 @@ from keras_imm.backend.torch.parallel import (
     same_objects,
 )
 from keras_imm.backend.torch.processes import process_count
+from keras_imm.backend.torch.random_draws import traceable_draws
 
 
 class TrainStep:
@@ -171,14 +172,14 @@ class _TracedLoss:
         self._optimizer = optimizer
         self._structure = None
         self._compiled = None
-        if _can_be_traced(model, batch_loss):
+        if _can_be_traced(model):
             self._compiled = TracedFunction(
                 self._traced, model.jit_compile, self._untraced
             )
         elif model.jit_compile:
             warnings.warn(
                 f"`jit_compile=True` does nothing for {model.name!r} under PyTorch: a "
-                "backbone with dropout, or with PyTorch's own modules, is not traced.",
+                "backbone with PyTorch's own modules is not traced.",
                 stacklevel=2,
             )
 
@@ -228,23 +229,24 @@ class _TracedLoss:
         self, batch: Any, iterations: Any, weights: list, scale: Any
     ) -> tuple[tuple, list]:
         """By `autograd.grad`: no gradients are stored on the weights."""
-        with torch.no_grad():
-            target = self._batch_loss.target(batch, iterations)
-        loss, others = self._batch_loss.loss(batch, target, iterations)
-        gradients = torch.autograd.grad(loss * scale, weights, allow_unused=True)
+        # Blocks that are computed again in the backward pass are so in this thread.
+        threads = torch.autograd.set_multithreading_enabled(False)
+        with traceable_draws(), threads:
+            with torch.no_grad():
+                target = self._batch_loss.target(batch, iterations)
+            loss, others = self._batch_loss.loss(batch, target, iterations)
+            gradients = torch.autograd.grad(loss * scale, weights, allow_unused=True)
         return _map(lambda v: v.detach(), (loss, others)), list(gradients)
 
 
-def _can_be_traced(model: keras.Model, batch_loss: Any) -> bool:
+def _can_be_traced(model: keras.Model) -> bool:
     """Whether all that the loss depends on are the variables it is given.
 
-    PyTorch's own modules hold their parameters themselves, and a generator of masks
-    would be traced as it is.
+    PyTorch's own modules hold their parameters themselves.
     """
     layers = keras_private.all_layers(model)
     foreign = any(isinstance(one, keras.layers.TorchModuleWrapper) for one in layers)
-    masks = random_states(batch_loss.flow_map.backbone)
-    return not (model.run_eagerly or foreign or masks)
+    return not (model.run_eagerly or foreign)
 
 
 def _map(function: Any, losses: tuple) -> tuple[Any, dict]:

@@ -199,17 +199,9 @@ def test_modules_of_pytorch_keep_their_parameters(images):
     model.fit(images, batch_size=8, verbose=0)
     after = [ops.convert_to_numpy(v) for v in model.trainable_variables]
     assert all(np.any(a != b) for a, b in zip(before, after, strict=True))
-
-
-def test_dropout_is_not_traced_and_jit_compile_says_so(make_model, images, labels):
-    model = make_model({}, dropout=0.2)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*does nothing.*")
-        train(model, images, labels, epochs=1)
-    assert not is_traced(model, images, labels)
     model.compile(keras.optimizers.SGD(0.1), jit_compile=True)
     with pytest.warns(UserWarning, match="does nothing"):
-        train(model, images, labels, epochs=1)
+        model.fit(images, batch_size=8, verbose=0)
 
 
 def test_layers_frozen_between_two_fits_stay_as_they_are(make_model, images, labels):
