@@ -16,8 +16,8 @@ from keras_imm.backend.random_streams import streams_of_device
 from keras_imm.backend.torch.graphs import TracedFunction
 from keras_imm.backend.torch.optimizer_passes import fused_updates
 from keras_imm.backend.torch.parallel import (
-    ParallelLoss,
-    mean_of_processes,
+    GradientMeans,
+    means_over_processes,
     same_objects,
 )
 from keras_imm.backend.torch.processes import process_count
@@ -30,8 +30,8 @@ class TrainStep:
     The loss of a micro-batch and its gradients are a pure function of weights and
     particles: it is traced once for each shape of a batch and runs from then on as a
     graph of ATen operations, compiled if `jit_compile`. Eager steps call the layers:
-    those of several processes, with `run_eagerly=True`, and of models that a graph
-    cannot hold.
+    with `run_eagerly=True`, and those of models that a graph cannot hold. Several
+    processes run the same graph and average its gradients.
 
     Args:
         batch_loss: The `keras_imm.objectives.BatchLoss` to differentiate.
@@ -44,7 +44,7 @@ class TrainStep:
         self._optimizer = optimizer
         self._log = log
         self._graph: _TracedLoss | None = None
-        self._parallel: ParallelLoss | None = None
+        self._gradient_means: GradientMeans | None = None
 
     def train(self, data: Any, trainable: list, model: keras.Model) -> dict:
         """One optimizer step on a batch.
@@ -64,11 +64,10 @@ class TrainStep:
             with torch.no_grad():
                 iterations = self._optimizer.iterations.value.clone()
                 batch = self._batch_loss.draw(data, iterations)
-            if self._parallel is None:
-                losses, gradients = self._gradients(batch, iterations, trainable, model)
-            else:
-                losses, gradients = self._gradients_of_processes(batch, iterations)
+            losses, gradients = self._gradients(batch, iterations, trainable, model)
         with torch.no_grad():
+            if process_count() > 1:
+                gradients = self._gradient_means(gradients)
             if steps > 1:
                 gradients = [g if g is None else g / steps for g in gradients]
             if not keras_private.is_own_optimizer(self._optimizer):
@@ -79,19 +78,19 @@ class TrainStep:
             if self._batch_loss.averages:
                 after = self._optimizer.iterations.value
                 self._batch_loss.update_averages(iterations, after)
-            self._log.update(*_map(lambda v: mean_of_processes(v / steps), losses))
+            self._log.update(*_means(_map(lambda v: v / steps, losses)))
             return self._log.result()
 
     def test(self, data: Any) -> dict:
         """The loss of a batch of an evaluation."""
         with self._own_streams():
             losses = self._batch_loss.evaluate(data)
-        self._log.update(*_map(mean_of_processes, losses))
+        self._log.update(*_means(losses))
         return self._log.result()
 
     def forget_processes(self) -> None:
         """Has the next step make the processes equal again."""
-        self._parallel = None
+        self._gradient_means = None
 
     def forget_graph(self) -> None:
         """Has the next step traced anew."""
@@ -116,30 +115,16 @@ class TrainStep:
                 ]
         return loss_sum, gradient_sum
 
-    def _gradients_of_processes(
-        self, batch: Any, iterations: Any
-    ) -> tuple[tuple, list]:
-        """Sums over the micro-batches of the means over the processes."""
-        loss_sum = None
-        for index, part in enumerate(self._micro_batches(batch), start=1):
-            with torch.no_grad():
-                target = self._batch_loss.target(part, iterations)
-            is_last = index == self._batch_loss.accumulation_steps
-            losses = self._parallel.backward(part, target, iterations, is_last)
-            loss_sum = _add(loss_sum, losses)
-        return loss_sum, self._parallel.take_gradients()
-
     def _join_processes(self, trainable: list, model: keras.Model) -> None:
         """Gives all processes the state of the first, where they may differ."""
         weights = [v.value for v in trainable]
-        if self._parallel is None or not self._parallel.is_for(weights):
+        means = self._gradient_means
+        if means is None or not means.is_for(weights):
             rest = model.non_trainable_variables + self._optimizer.variables
             with torch.no_grad():
                 for value in weights + [v.value for v in rest]:
                     dist.broadcast(value.data, src=0)
-            self._parallel = ParallelLoss(
-                self._batch_loss, weights, self._optimizer.scale_loss
-            )
+            self._gradient_means = GradientMeans(weights)
 
     def _micro_batches(self, batch: Any) -> Iterator[Any]:
         steps = self._batch_loss.accumulation_steps
@@ -253,6 +238,12 @@ def _map(function: Any, losses: tuple) -> tuple[Any, dict]:
     """A function of the loss and of each of the other scalars."""
     loss, others = losses
     return function(loss), {name: function(value) for name, value in others.items()}
+
+
+def _means(losses: tuple) -> tuple[Any, dict]:
+    """Over the processes."""
+    values, structure = pytree.tree_flatten(losses)
+    return pytree.tree_unflatten(means_over_processes(values), structure)
 
 
 def _add(sums: tuple | None, losses: tuple) -> tuple[Any, dict]:
