@@ -19,11 +19,12 @@ from keras.src.random.seed_generator import draw_seed as _draw_seed
 SEEN_WITH = ("3.15",)
 
 # Under JAX, Keras empties the variables while it trains: a step that fails must give
-# them back. Under PyTorch, Keras would compile its own bookkeeping with the step.
+# them back. Under PyTorch, Keras would compile its own bookkeeping with the step, and
+# never compiles by itself.
 OVERRIDDEN = {
     "jax": ("_get_jax_state", "_jax_state"),
     "tensorflow": (),
-    "torch": ("_should_torch_compile",),
+    "torch": ("_should_torch_compile", "_resolve_auto_jit_compile"),
 }
 # Hooks of the development version of Keras 3.16, overridden before it is released: the
 # first is the new name of the one above, the second wraps every model in

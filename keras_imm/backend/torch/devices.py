@@ -1,11 +1,17 @@
 """What the first device of PyTorch is."""
 
 import torch
+from keras import ops
 
 
 def device_kind() -> str:
     """The device's own name, or "cpu"."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def computes_on_cuda() -> bool:
+    """Whether Keras puts tensors on a CUDA device."""
+    return ops.zeros(()).device.type == "cuda"
 
 
 def multiplies_in_tf32() -> bool:

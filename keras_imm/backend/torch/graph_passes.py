@@ -129,7 +129,7 @@ def _read_attention_where_it_lies(module: Any) -> None:
             node.replace_all_uses_with(node.args[0])
 
 
-def call_python_functions(module: Any, tensors: list) -> Callable:
+def call_python_functions(module: Any) -> Callable:
     """Has a graph call PyTorch's own functions, not ATen's handles.
 
     They take about 0.7 us less a call to parse their arguments, which tells where

@@ -113,16 +113,18 @@ class TracedFunction:
 
     def _call_untraced(self, signature: tuple, args: tuple, error: Exception) -> Any:
         results = self._untraced(*args)
-        message = (
+        with _TRACING:
+            self._keep(signature, lambda args, _: self._untraced(*args))
+        self._warn_once(
             "A model runs layer by layer where its inputs have these shapes, which is "
             f"slower: PyTorch cannot trace it. {type(error).__name__}: {error}"
         )
-        with _TRACING:
-            self._keep(signature, lambda args, _: self._untraced(*args))
+        return results
+
+    def _warn_once(self, message: str) -> None:
         if message not in self._warnings:
             self._warnings.add(message)
-            warnings.warn(message, stacklevel=3)
-        return results
+            warnings.warn(message, stacklevel=4)
 
     def _keep(self, signature: tuple, run: Callable) -> None:
         self._kept[signature] = run
@@ -151,18 +153,30 @@ class TracedFunction:
             *tensors
         )
         simplify(graph)
-        finish = _compile_graph if self._jit_compile else call_python_functions
-        graph = finish(graph, tensors)
-        mode = torch.no_grad if self._jit_compile else torch.inference_mode
+        compiled = self._compile(graph, tensors) if self._jit_compile else None
+        mode = torch.no_grad if compiled else torch.inference_mode
+        run_graph = compiled or call_python_functions(graph)
 
         def run(_, tensors):
             with mode():
-                results = iter(graph(*tensors))
+                results = iter(run_graph(*tensors))
             return pytree.tree_unflatten(
                 [None if one else next(results) for one in absent], structure
             )
 
         return run
+
+    def _compile(self, graph: Any, tensors: list) -> Callable | None:
+        """None where the compiler fails, as it will for other shapes."""
+        try:
+            return compile_graph(graph, tensors)
+        except Exception as error:
+            self._jit_compile = False
+            self._warn_once(
+                "PyTorch could not compile a graph, which runs as it was traced. "
+                f"{type(error).__name__}: {str(error)[:1000]}"
+            )
+        return None
 
 
 def _signature(args: tuple) -> tuple[tuple, list]:
@@ -187,16 +201,8 @@ def optimization_barrier(x: Any) -> Any:
     return x
 
 
-def _compile_graph(module: Any, tensors: list) -> Callable:
+def compile_graph(module: Any, tensors: list) -> Callable:
     """What `torch.compile` ends in, without its checks before every call."""
-    from torch._inductor import compile as compile_graph
+    from torch._inductor import compile as compile_with_inductor
 
-    try:
-        return compile_graph(module, tensors)
-    except Exception as error:
-        warnings.warn(
-            "PyTorch could not compile a graph, which runs as it was traced. "
-            f"{type(error).__name__}: {str(error)[:1000]}",
-            stacklevel=2,
-        )
-        return module
+    return compile_with_inductor(module, tensors)

@@ -163,8 +163,8 @@ class _TracedLoss:
             )
         elif model.jit_compile:
             warnings.warn(
-                f"`jit_compile=True` does nothing for {model.name!r} under PyTorch: a "
-                "backbone with PyTorch's own modules is not traced.",
+                f"Steps of {model.name!r} are not compiled: a backbone with PyTorch's "
+                "own modules runs layer by layer.",
                 stacklevel=2,
             )
 

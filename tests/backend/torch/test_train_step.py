@@ -200,7 +200,7 @@ def test_modules_of_pytorch_keep_their_parameters(images):
     after = [ops.convert_to_numpy(v) for v in model.trainable_variables]
     assert all(np.any(a != b) for a, b in zip(before, after, strict=True))
     model.compile(keras.optimizers.SGD(0.1), jit_compile=True)
-    with pytest.warns(UserWarning, match="does nothing"):
+    with pytest.warns(UserWarning, match="not compiled"):
         model.fit(images, batch_size=8, verbose=0)
 
 
