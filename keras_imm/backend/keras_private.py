@@ -181,7 +181,9 @@ def take_gradients_as_reduced(optimizer: Any) -> None:
 # The methods by which a Keras optimizer updates all variables, by what they update.
 _UPDATES = {
     "averages": "_update_model_variables_moving_average",
-    "step": "_parallel_update_step",
+    "clipping": "_clip_gradients",
+    "decay": "_apply_weight_decay",
+    "step": "_backend_update_step",
 }
 
 
@@ -193,8 +195,9 @@ def replaced_updates(optimizer: Any, replacements: dict) -> Iterator[None]:
 
     Args:
         optimizer: Keras optimizer.
-        replacements: By "averages" or "step" a function that is called with the
-            optimizer, its own method and that method's arguments.
+        replacements: By "averages", "clipping", "decay" or "step" a function that is
+            called with the optimizer, its own method and that method's arguments, and
+            returns what that method does.
     """
     inner = unwrap_optimizer(optimizer)
     replaced = []

@@ -93,19 +93,19 @@ def owners():
     layer.build((None, 3))
     of_optimizer = (
         "_all_reduce_sum_gradients",
+        "_apply_weight_decay",
+        "_backend_update_step",
+        "_clip_gradients",
         "_get_variable_index",
         "_learning_rate",
         "_model_variables_moving_average",
         "_momentums",
-        "_parallel_update_step",
         "_trainable_variables",
         "_update_model_variables_moving_average",
         "_velocities",
     )
     if keras.backend.backend() != "tensorflow":
         of_optimizer = of_optimizer[1:]  # `tf.distribute` is TensorFlow's
-    if keras.backend.backend() != "torch":
-        of_optimizer = tuple(n for n in of_optimizer if n != "_parallel_update_step")
     of_layer = ("_flatten_layers", "_inbound_nodes", "_outbound_nodes")
     model = keras.Sequential()
     return {
@@ -135,7 +135,7 @@ def test_every_part_is_asked_for():
         and node.value.id == "self"
     }
     used |= set(keras_private._UPDATES.values())
-    elsewhere = {"_all_reduce_sum_gradients", "_parallel_update_step"}
+    elsewhere = {"_all_reduce_sum_gradients"}
     elsewhere |= {"_learning_rate"}  # by its name as a string
     assert used - own - elsewhere == set(owners()) - elsewhere
 
@@ -208,10 +208,12 @@ EXCEPTIONS = {
     "_data_dir_root": "TensorFlow Datasets: the folder of a data set not prepared yet",
     "_pytree": "PyTorch's trees, which its own exported programs are flattened by",
     "_to_copy": "name of an ATen operation in a traced graph",
-    "_foreach_add_": "PyTorch's operation on many tensors at once",
-    "_foreach_mul": "as _foreach_add_",
-    "_foreach_mul_": "as _foreach_add_",
+    "_foreach_copy_": "PyTorch's operation on many tensors at once",
+    "_foreach_lerp_": "as _foreach_copy_",
+    "_foreach_mul": "as _foreach_copy_",
+    "_foreach_norm": "as _foreach_copy_",
     "_fused_adam_": "PyTorch's kernel of Adam",
+    "_version": "PyTorch's count of how often a tensor was changed in place",
     "_unsafe_view": "name of an ATen operation in a traced graph",
     "_scaled_dot_product_flash_attention_for_cpu": "as _unsafe_view",
     "_scaled_dot_product_flash_attention_for_cpu_backward": "as _unsafe_view",
@@ -470,21 +472,22 @@ def test_updates_are_replaced_inside_alone(wrap):
         def function(given, own, *arguments):
             calls.append(part)
             assert given is inner
-            own(*arguments)
+            return own(*arguments)
 
         return function
 
     import torch
 
-    replacements = {part: replacement(part) for part in ("averages", "step")}
+    parts = ("averages", "clipping", "decay", "step")
+    replacements = {part: replacement(part) for part in parts}
     scale = float(optimizer.scale_loss(torch.ones(())))
     gradients = [scale * torch.ones(2) for _ in variables]
     with torch.no_grad():
         with keras_private.replaced_updates(optimizer, replacements):
             optimizer.apply(list(gradients), variables)
-        assert sorted(calls) == ["averages", "step"]
+        assert sorted(calls) == sorted(parts)
         optimizer.apply(list(gradients), variables)
-    assert len(calls) == 2
+    assert len(calls) == len(parts)
     np.testing.assert_allclose(numpy(variables[0]), 1.0 - 2 * 0.5, atol=1e-5)
 
 
