@@ -209,6 +209,8 @@ EXCEPTIONS = {
     "_pytree": "PyTorch's trees, which its own exported programs are flattened by",
     "_to_copy": "name of an ATen operation in a traced graph",
     "_foreach_copy_": "PyTorch's operation on many tensors at once",
+    "_foreach_add": "as _foreach_copy_",
+    "_foreach_div": "as _foreach_copy_",
     "_foreach_lerp_": "as _foreach_copy_",
     "_foreach_mul": "as _foreach_copy_",
     "_foreach_norm": "as _foreach_copy_",

@@ -69,7 +69,7 @@ class TrainStep:
             if process_count() > 1:
                 gradients = self._gradient_means(gradients)
             if steps > 1:
-                gradients = [g if g is None else g / steps for g in gradients]
+                gradients = _at_once(torch._foreach_div, gradients, steps)
             if not keras_private.is_own_optimizer(self._optimizer):
                 # It may change them in place, which results of a graph do not allow.
                 gradients = [g if g is None else g.clone() for g in gradients]
@@ -104,15 +104,12 @@ class TrainStep:
             self._graph = _TracedLoss(
                 self._batch_loss, trainable, model, self._optimizer
             )
-        loss_sum, gradient_sum = None, [None] * len(trainable)
+        loss_sum, gradient_sum = None, None
         for part in self._micro_batches(batch):
             losses, gradients = self._graph(part, iterations)
             with torch.no_grad():
                 loss_sum = _add(loss_sum, losses)
-                gradient_sum = [
-                    b if a is None else a if b is None else a + b
-                    for a, b in zip(gradient_sum, gradients, strict=True)
-                ]
+                gradient_sum = _add_gradients(gradient_sum, gradients)
         return loss_sum, gradient_sum
 
     def _join_processes(self, trainable: list, model: keras.Model) -> None:
@@ -244,6 +241,24 @@ def _means(losses: tuple) -> tuple[Any, dict]:
     """Over the processes."""
     values, structure = pytree.tree_flatten(losses)
     return pytree.tree_unflatten(means_over_processes(values), structure)
+
+
+def _add_gradients(sums: list | None, gradients: list) -> list:
+    """In few calls, where the same weights have a gradient."""
+    if sums is None:
+        return gradients
+    pairs = list(zip(sums, gradients, strict=True))
+    if all((a is None) == (b is None) for a, b in pairs):
+        present = [g for g in gradients if g is not None]
+        return _at_once(torch._foreach_add, sums, present)
+    return [b if a is None else a if b is None else a + b for a, b in pairs]
+
+
+def _at_once(function: Any, values: list, argument: Any) -> list:
+    """A function of the tensors in a list; None stays None."""
+    present = [value for value in values if value is not None]
+    results = iter(function(present, argument) if present else ())
+    return [value if value is None else next(results) for value in values]
 
 
 def _add(sums: tuple | None, losses: tuple) -> tuple[Any, dict]:
