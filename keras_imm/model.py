@@ -320,7 +320,8 @@ class FlowMapModel(backend.TrainableModel):
                 shape of a batch.
             steps_per_execution: As in `keras.Model.compile`.
             jit_compile: As in `keras.Model.compile`. Under PyTorch its compiler takes
-                the traced step.
+                the traced step and the steps of `generate`; "auto" compiles on CUDA
+                alone. What it cannot compile runs as traced, with a warning.
             auto_scale_loss: As in `keras.Model.compile`.
 
         Raises:

@@ -6,7 +6,9 @@ private are listed in `OVERRIDDEN`.
 """
 
 import contextlib
+import contextvars
 import functools
+import importlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,15 +18,17 @@ from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.variables import AutocastScope
 from keras.src.initializers.random_initializers import compute_fans
+from keras.src.random.seed_generator import draw_seed as _draw_seed
 
 SEEN_WITH = ("3.15",)
 
 # Under JAX, Keras empties the variables while it trains: a step that fails must give
-# them back. Under PyTorch, Keras would compile its own bookkeeping with the step.
+# them back. Under PyTorch, Keras would compile its own bookkeeping with the step, and
+# never compiles by itself.
 OVERRIDDEN = {
     "jax": ("_get_jax_state", "_jax_state"),
     "tensorflow": (),
-    "torch": ("_should_torch_compile",),
+    "torch": ("_should_torch_compile", "_resolve_auto_jit_compile"),
 }
 # Hooks of the development version of Keras 3.16, overridden before it is released: the
 # first is the new name of the one above, the second wraps every model in
@@ -181,7 +185,9 @@ def take_gradients_as_reduced(optimizer: Any) -> None:
 # The methods by which a Keras optimizer updates all variables, by what they update.
 _UPDATES = {
     "averages": "_update_model_variables_moving_average",
-    "step": "_parallel_update_step",
+    "clipping": "_clip_gradients",
+    "decay": "_apply_weight_decay",
+    "step": "_backend_update_step",
 }
 
 
@@ -193,8 +199,9 @@ def replaced_updates(optimizer: Any, replacements: dict) -> Iterator[None]:
 
     Args:
         optimizer: Keras optimizer.
-        replacements: By "averages" or "step" a function that is called with the
-            optimizer, its own method and that method's arguments.
+        replacements: By "averages", "clipping", "decay" or "step" a function that is
+            called with the optimizer, its own method and that method's arguments, and
+            returns what that method does.
     """
     inner = unwrap_optimizer(optimizer)
     replaced = []
@@ -266,3 +273,51 @@ def uniform_limit(initializer: Any, shape: tuple) -> float:
     fans = {"fan_in": fan_in, "fan_out": fan_out}
     fan = fans.get(initializer.mode, (fan_in + fan_out) / 2.0)
     return math.sqrt(3.0 * (initializer.scale / max(1.0, fan)))
+
+
+# What takes the place of Keras's draws under PyTorch, by the draw's name.
+_DRAWS = contextvars.ContextVar("draws", default=None)
+
+
+@contextlib.contextmanager
+def replaced_draws(replacements: dict) -> Iterator[None]:
+    """Inside, in this thread, functions take the place of Keras's random functions.
+
+    Under PyTorch these make a generator from a seed's values, which no traced graph can
+    hold, and nothing public says where else a layer should draw from.
+
+    Args:
+        replacements: By "dropout", "normal" or "uniform" a function with the arguments
+            of that function of `keras.random`.
+    """
+    _let_draws_be_replaced()
+    token = _DRAWS.set(replacements)
+    try:
+        yield
+    finally:
+        _DRAWS.reset(token)
+
+
+@functools.cache
+def _let_draws_be_replaced() -> None:
+    """Once: layers look up these functions in the module, when they are called."""
+    module = importlib.import_module("keras.src.backend.torch.random")
+    for name in ("dropout", "normal", "uniform"):
+        setattr(module, name, _replaceable(name, getattr(module, name)))
+
+
+def _replaceable(name: str, own: Any) -> Any:
+    @functools.wraps(own)
+    def draw(*args: Any, **kwargs: Any) -> Any:
+        replacement = (_DRAWS.get() or {}).get(name, own)
+        return replacement(*args, **kwargs)
+
+    return draw
+
+
+def draw_seed(seed: Any) -> Any:
+    """The next seed, a tensor of two integers, of what layers call their seed.
+
+    None is Keras's own stream, which nothing public leads to.
+    """
+    return _draw_seed(seed)

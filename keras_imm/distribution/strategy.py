@@ -45,9 +45,9 @@ def initialize(
       devices of the process.
     - TensorFlow: the devices of this process, with `tf.distribute.MirroredStrategy`.
       `fit` is given batches for all of them.
-    - PyTorch: one device per process, with
-      `torch.nn.parallel.DistributedDataParallel`. Start the processes with `torchrun`,
-      whose environment variables stand for the three arguments. `fit` is given batches
+    - PyTorch: one device per process; `torch.distributed` averages the gradients of
+      the graph that each runs. Start the processes with `torchrun`, whose environment
+      variables stand for the three arguments. `fit` is given batches
       for this process's device, of other data than those of the other processes and
       as many: `keras_imm.datasets.load` takes `process_index` and `process_count`.
 

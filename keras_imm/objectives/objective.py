@@ -167,7 +167,7 @@ class Objective:
                 f"Received: label_dropout={self.label_dropout!r}, num_classes=0"
             )
         draws = keras.random.uniform((ops.shape(labels)[0],), seed=seed)
-        null = ops.full_like(labels, network.null_label)
+        null = ops.zeros_like(labels) + network.null_label
         return ops.where(draws < self.label_dropout, null, labels)
 
     def get_config(self) -> dict:

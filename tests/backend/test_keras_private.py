@@ -93,19 +93,19 @@ def owners():
     layer.build((None, 3))
     of_optimizer = (
         "_all_reduce_sum_gradients",
+        "_apply_weight_decay",
+        "_backend_update_step",
+        "_clip_gradients",
         "_get_variable_index",
         "_learning_rate",
         "_model_variables_moving_average",
         "_momentums",
-        "_parallel_update_step",
         "_trainable_variables",
         "_update_model_variables_moving_average",
         "_velocities",
     )
     if keras.backend.backend() != "tensorflow":
         of_optimizer = of_optimizer[1:]  # `tf.distribute` is TensorFlow's
-    if keras.backend.backend() != "torch":
-        of_optimizer = tuple(n for n in of_optimizer if n != "_parallel_update_step")
     of_layer = ("_flatten_layers", "_inbound_nodes", "_outbound_nodes")
     model = keras.Sequential()
     return {
@@ -136,7 +136,7 @@ def test_every_part_is_asked_for():
         and node.value.id == "self"
     }
     used |= set(keras_private._UPDATES.values())
-    elsewhere = {"_all_reduce_sum_gradients", "_parallel_update_step"}
+    elsewhere = {"_all_reduce_sum_gradients"}
     elsewhere |= {"_learning_rate"}  # by its name as a string
     assert used - own - elsewhere == set(owners()) - elsewhere
 
@@ -154,8 +154,12 @@ def test_keras_calls_what_is_overridden(name):
         assert "self._jax_state" in source, f"Keras's `jax_state_sync` has no {name!r}"
         return
     require(plain, name)
-    module = inspect.getmodule(type(plain).train_step)
-    assert re.search(rf"self\.{name}\(", inspect.getsource(module)), (
+    sources = [
+        inspect.getsource(inspect.getmodule(one))
+        for one in type(plain).__mro__
+        if hasattr(one, "train_function") or "Trainer" in one.__name__
+    ]
+    assert any(re.search(rf"self\.{name}\(", source) for source in sources), (
         f"Keras {keras.__version__} never calls {name!r}. "
         f"Seen with Keras {', '.join(keras_private.SEEN_WITH)}"
     )
@@ -204,10 +208,15 @@ EXCEPTIONS = {
     "_exit": "documented function of os",
     "_data_dir_root": "TensorFlow Datasets: the folder of a data set not prepared yet",
     "_pytree": "PyTorch's trees, which its own exported programs are flattened by",
-    "_foreach_add_": "PyTorch's operation on many tensors at once",
-    "_foreach_mul": "as _foreach_add_",
-    "_foreach_mul_": "as _foreach_add_",
+    "_to_copy": "name of an ATen operation in a traced graph",
+    "_foreach_copy_": "PyTorch's operation on many tensors at once",
+    "_foreach_add": "as _foreach_copy_",
+    "_foreach_div": "as _foreach_copy_",
+    "_foreach_lerp_": "as _foreach_copy_",
+    "_foreach_mul": "as _foreach_copy_",
+    "_foreach_norm": "as _foreach_copy_",
     "_fused_adam_": "PyTorch's kernel of Adam",
+    "_version": "PyTorch's count of how often a tensor was changed in place",
     "_unsafe_view": "name of an ATen operation in a traced graph",
     "_scaled_dot_product_flash_attention_for_cpu": "as _unsafe_view",
     "_scaled_dot_product_flash_attention_for_cpu_backward": "as _unsafe_view",
@@ -501,21 +510,22 @@ def test_updates_are_replaced_inside_alone(wrap):
         def function(given, own, *arguments):
             calls.append(part)
             assert given is inner
-            own(*arguments)
+            return own(*arguments)
 
         return function
 
     import torch
 
-    replacements = {part: replacement(part) for part in ("averages", "step")}
+    parts = ("averages", "clipping", "decay", "step")
+    replacements = {part: replacement(part) for part in parts}
     scale = float(optimizer.scale_loss(ops.ones(())))
     gradients = [scale * ops.ones((2,)) for _ in variables]
     with torch.no_grad():
         with keras_private.replaced_updates(optimizer, replacements):
             optimizer.apply(list(gradients), variables)
-        assert sorted(calls) == ["averages", "step"]
+        assert sorted(calls) == sorted(parts)
         optimizer.apply(list(gradients), variables)
-    assert len(calls) == 2
+    assert len(calls) == len(parts)
     np.testing.assert_allclose(numpy(variables[0]), 1.0 - 2 * 0.5, atol=1e-5)
 
 
@@ -527,6 +537,55 @@ def test_moments_and_places_are_those_of_the_variables():
     first, second = keras_private.adam_moments(optimizer, variables[::-1])
     np.testing.assert_allclose([numpy(v)[0] for v in first], [4.0, 2.0])
     np.testing.assert_allclose([numpy(v)[0] for v in second], [16.0, 4.0])
+
+
+def test_keras_draws_where_they_are_replaced():
+    """Layers and functions look them up in the module that is changed."""
+    if keras.backend.backend() != "torch":
+        pytest.skip("PyTorch's draws alone are replaced")
+    calls = []
+
+    def replacement(name):
+        def draw(*args, **kwargs):
+            calls.append((name, kwargs.get("seed")))
+            return ops.ones((2, 3, 3, 4))
+
+        return draw
+
+    layers = keras.layers
+    users = {
+        "dropout": [layers.Dropout(0.5), layers.SpatialDropout2D(0.5, seed=1)],
+        "normal": [layers.GaussianNoise(0.5), layers.GaussianDropout(0.5, seed=1)],
+        "uniform": [layers.AlphaDropout(0.5)],
+    }
+    x = ops.ones((2, 3, 3, 4))
+    for name, of_name in users.items():
+        for layer in of_name:
+            with keras_private.replaced_draws({name: replacement(name)}):
+                layer(x, training=True)
+            assert calls == [(name, layer.seed_generator)], (
+                f"Keras {keras.__version__} draws elsewhere in {layer.name!r}. "
+                f"Seen with Keras {', '.join(keras_private.SEEN_WITH)}"
+            )
+            calls.clear()
+            layer(x, training=True)
+            assert not calls
+    with keras_private.replaced_draws({"normal": replacement("normal")}):
+        keras.random.normal((2,), seed=1)
+        keras.random.truncated_normal((2, 3, 3), seed=2)
+        keras.random.uniform((2,), seed=3)
+    assert [seed for _, seed in calls] == [1, 2]
+
+
+def test_the_seed_of_a_draw_is_the_streams_state_before_it():
+    stream = keras.random.SeedGenerator(5)
+    assert [numpy(keras_private.draw_seed(stream)).tolist() for _ in range(2)] == [
+        [5, 0],
+        [5, 1],
+    ]
+    assert numpy(keras_private.draw_seed(7)).tolist() == [7, 0]
+    one, other = (numpy(keras_private.draw_seed(None)).tolist() for _ in range(2))
+    assert one != other
 
 
 def test_an_epoch_is_where_fit_begins():

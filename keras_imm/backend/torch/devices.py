@@ -1,6 +1,7 @@
 """What the first device of PyTorch is."""
 
 import torch
+from keras import ops
 
 
 def device_kind() -> str:
@@ -13,3 +14,8 @@ def device_memory() -> int | None:
     if not torch.cuda.is_available():
         return None
     return torch.cuda.get_device_properties(0).total_memory
+
+
+def computes_on_cuda() -> bool:
+    """Whether Keras puts tensors on a CUDA device."""
+    return ops.zeros(()).device.type == "cuda"

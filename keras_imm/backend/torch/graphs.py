@@ -1,6 +1,9 @@
 """Traced functions under PyTorch: graphs of ATen operations."""
 
+import contextlib
+import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -8,14 +11,23 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from keras_imm.backend.torch.graph_passes import call_python_functions, simplify
+
 compiles_loops = False
+
+# Shapes of arguments whose graphs a function keeps: those that were used last.
+KEPT_GRAPHS = 16
+
+# Tracing changes what all threads of PyTorch share.
+_TRACING = threading.RLock()
 
 
 def compile_function(function: Callable, jit_compile: bool = False) -> Callable:
     """Compiles a function whose result depends on its tensor arguments alone.
 
     The compiled function is traced once for each set of shapes and dtypes of its
-    arguments: a new value costs nothing.
+    arguments: a new value costs nothing. Under PyTorch the last `KEPT_GRAPHS` sets
+    are kept.
 
     Args:
         function: Function of positional arguments: tensors, None, or lists of
@@ -30,7 +42,7 @@ def compile_function(function: Callable, jit_compile: bool = False) -> Callable:
         Where values of tensors decide what a function does it cannot be a graph: under
         PyTorch it is then called as it is, with a warning.
     """
-    graphs = trace_function(function, jit_compile)
+    graphs = TracedFunction(function, jit_compile)
 
     def copy(result):
         # Or a gradient could not be taken through what the caller computes from it.
@@ -44,17 +56,84 @@ def compile_function(function: Callable, jit_compile: bool = False) -> Callable:
     return compiled
 
 
-def trace_function(function: Callable, jit_compile: bool = False) -> Callable:
+class TracedFunction:
     """As `compile_function`, for results that nobody differentiates or changes.
 
     Unless `jit_compile`, they are tensors made in inference mode, which autograd cannot
     keep for a backward pass.
+
+    Where tracing fails the function is called as it is. If that fails too the error is
+    the caller's own and is raised; if not, a warning says what cannot be traced, and
+    arguments of these shapes are handed to the function from then on.
+
+    Args:
+        function: As in `compile_function`.
+        jit_compile: As in `compile_function`.
+        untraced: What is called where `function` cannot be traced, with the same
+            arguments. Defaults to `function`.
     """
-    graphs, untraceable = {}, []
+
+    def __init__(
+        self,
+        function: Callable,
+        jit_compile: bool = False,
+        untraced: Callable | None = None,
+    ):
+        self._function = function
+        self._jit_compile = jit_compile
+        self._untraced = torch.no_grad()(untraced or function)
+        self._kept: OrderedDict[tuple, Callable] = OrderedDict()
+        self._warnings: set[str] = set()
+
+    def __call__(self, *args: Any) -> Any:
+        """What the function returns."""
+        signature, tensors = _signature(args)
+        run = self._kept.get(signature)
+        if run is None:
+            run, error = self._traced(signature, args, tensors)
+            if error is not None:
+                return self._call_untraced(signature, args, error)
+        else:
+            with contextlib.suppress(KeyError):  # another thread dropped it
+                self._kept.move_to_end(signature)
+        return run(args, tensors)
+
+    def _traced(
+        self, signature: tuple, args: tuple, tensors: list
+    ) -> tuple[Callable | None, Exception | None]:
+        """What to run, unless another thread has made it, or why there is nothing."""
+        with _TRACING:
+            if signature not in self._kept:
+                try:
+                    run = self._trace(args, tensors)
+                except Exception as error:
+                    return None, error
+                self._keep(signature, run)
+            return self._kept[signature], None
+
+    def _call_untraced(self, signature: tuple, args: tuple, error: Exception) -> Any:
+        results = self._untraced(*args)
+        with _TRACING:
+            self._keep(signature, lambda args, _: self._untraced(*args))
+        self._warn_once(
+            "A model runs layer by layer where its inputs have these shapes, which is "
+            f"slower: PyTorch cannot trace it. {type(error).__name__}: {error}"
+        )
+        return results
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warnings:
+            self._warnings.add(message)
+            warnings.warn(message, stacklevel=4)
+
+    def _keep(self, signature: tuple, run: Callable) -> None:
+        self._kept[signature] = run
+        while len(self._kept) > KEPT_GRAPHS:
+            self._kept.popitem(last=False)
 
     @torch.no_grad()
-    def trace(args, tensors):
-        structure = None
+    def _trace(self, args: tuple, tensors: list) -> Callable:
+        structure, absent = None, None
 
         def of_tensors(*tensors):
             given = iter(tensors)
@@ -64,56 +143,57 @@ def trace_function(function: Callable, jit_compile: bool = False) -> Callable:
                     return [fill(one) for one in arg]
                 return None if arg is None else next(given)
 
-            nonlocal structure
-            results, structure = pytree.tree_flatten(function(*map(fill, args)))
-            structure = structure, [one is None for one in results]
+            nonlocal structure, absent
+            results, structure = pytree.tree_flatten(self._function(*map(fill, args)))
+            absent = [one is None for one in results]
             return [one for one in results if one is not None]
 
         # On tensors without values: nothing is computed, kept or drawn.
         graph = make_fx(of_tensors, tracing_mode="fake", _allow_non_fake_inputs=True)(
             *tensors
         )
-        _simplify(graph)
-        return (_compile_graph if jit_compile else _call_python_functions)(
-            graph, tensors
-        ), structure
+        simplify(graph)
+        compiled = self._compile(graph, tensors) if self._jit_compile else None
+        mode = torch.no_grad if compiled else torch.inference_mode
+        run_graph = compiled or call_python_functions(graph)
 
-    def call(*args):
-        if untraceable:
-            with torch.no_grad():
-                return function(*args)
-        key, tensors = [], []
-        for arg in args:
-            if isinstance(arg, list):
-                present = [one for one in arg if one is not None]
-                absent = [i for i, one in enumerate(arg) if one is None]
-                key += [len(arg), *absent, "absent"]
-                tensors += present
-            elif arg is None:
-                key.append(None)
-            else:
-                key += [arg.shape, arg.dtype, arg.device]
-                tensors.append(arg)
-        key = tuple(key)
-        if key not in graphs:
-            try:
-                graphs[key] = trace(args, tensors)
-            except Exception as error:
-                untraceable.append(error)
-                warnings.warn(
-                    "A model runs layer by layer, which is slower: PyTorch cannot "
-                    f"trace it. {type(error).__name__}: {error}",
-                    stacklevel=2,
-                )
-                return call(*args)
-        graph, (structure, absent) = graphs[key]
-        with torch.no_grad() if jit_compile else torch.inference_mode():
-            results = iter(graph(*tensors))
-        return pytree.tree_unflatten(
-            [None if one else next(results) for one in absent], structure
-        )
+        def run(_, tensors):
+            with mode():
+                results = iter(run_graph(*tensors))
+            return pytree.tree_unflatten(
+                [None if one else next(results) for one in absent], structure
+            )
 
-    return call
+        return run
+
+    def _compile(self, graph: Any, tensors: list) -> Callable | None:
+        """None where the compiler fails, as it will for other shapes."""
+        try:
+            return compile_graph(graph, tensors)
+        except Exception as error:
+            self._jit_compile = False
+            self._warn_once(
+                "PyTorch could not compile a graph, which runs as it was traced. "
+                f"{type(error).__name__}: {str(error)[:1000]}"
+            )
+        return None
+
+
+def _signature(args: tuple) -> tuple[tuple, list]:
+    """What a graph depends on, and the tensors that it takes."""
+    key, tensors = [], []
+    for arg in args:
+        if isinstance(arg, list):
+            present = [one for one in arg if one is not None]
+            absent = [i for i, one in enumerate(arg) if one is None]
+            key += [len(arg), *absent, "absent"]
+            tensors += present
+        elif arg is None:
+            key.append(None)
+        else:
+            key += [arg.shape, arg.dtype, arg.device]
+            tensors.append(arg)
+    return tuple(key), tensors
 
 
 def optimization_barrier(x: Any) -> Any:
@@ -121,102 +201,8 @@ def optimization_barrier(x: Any) -> Any:
     return x
 
 
-def _simplify(module: Any) -> None:
-    """Takes out of a traced module what no result needs, and adds biases in products.
-
-    Keras's Dense multiplies and then adds; PyTorch does both in one pass over memory.
-    """
-    aten = torch.ops.aten
-    views = (aten.view.default, aten._unsafe_view.default)
-    for node in module.graph.nodes:
-        if node.target is aten.detach.default:
-            node.replace_all_uses_with(node.args[0])
-        if node.target is not aten.add.Tensor or node.kwargs:
-            continue
-        output, bias = node.args
-        view = output if getattr(output, "target", None) in views else None
-        product = view.args[0] if view else output
-        if not (
-            getattr(product, "target", None) is aten.mm.default
-            and len(product.users) == len(output.users) == 1
-            and _is_bias(bias, product)
-            and _shape(node) == _shape(output)
-            and _shape(output)[-1] == _shape(product)[-1]
-        ):
-            continue
-        with module.graph.inserting_before(node):
-            fused = module.graph.call_function(
-                aten.addmm.default, (bias, *product.args)
-            )
-            if view:
-                arguments = (fused, view.args[1])
-                fused = module.graph.call_function(aten.view.default, arguments)
-        node.replace_all_uses_with(fused)
-    attention = aten._scaled_dot_product_flash_attention_for_cpu.default
-    backward = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
-    for node in module.graph.nodes:
-        # Keras has queries, keys and values copied, which this kernel does not need.
-        if node.target is aten.clone.default and all(
-            user.target in (attention, backward) for user in node.users
-        ):
-            node.replace_all_uses_with(node.args[0])
-    module.graph.eliminate_dead_code()
-    module.recompile()
-
-
-def _compile_graph(module: Any, tensors: list) -> Callable:
+def compile_graph(module: Any, tensors: list) -> Callable:
     """What `torch.compile` ends in, without its checks before every call."""
-    from torch._inductor import compile as compile_graph
+    from torch._inductor import compile as compile_with_inductor
 
-    try:
-        return compile_graph(module, tensors)
-    except Exception as error:
-        warnings.warn(
-            "PyTorch could not compile a graph, which runs as it was traced. "
-            f"{type(error).__name__}: {str(error)[:1000]}",
-            stacklevel=2,
-        )
-        return module
-
-
-def _call_python_functions(module: Any, tensors: list) -> Callable:
-    """Has a graph call PyTorch's own functions, not ATen's handles.
-
-    They take about 0.7 us less a call to parse their arguments, which tells where
-    tensors are small.
-    """
-    aten = torch.ops.aten
-    functions = {
-        aten.add.Tensor: torch.add,
-        aten.addmm.default: torch.addmm,
-        aten.clone.default: torch.clone,
-        aten.div.Tensor: torch.div,
-        aten.mm.default: torch.mm,
-        aten.mul.Tensor: torch.mul,
-        aten.native_layer_norm.default: torch.native_layer_norm,
-        aten.sub.Tensor: torch.sub,
-        aten.sum.dim_IntList: torch.sum,
-        aten.t.default: torch.t,
-        aten.transpose.int: torch.transpose,
-        aten.unsqueeze.default: torch.unsqueeze,
-    }
-    for node in module.graph.nodes:
-        if node.target in functions:
-            node.target = functions[node.target]
-        elif node.target in (aten.view.default, aten._unsafe_view.default):
-            node.op, node.target = "call_method", "view"
-    module.recompile()
-    return module
-
-
-def _shape(node: Any) -> tuple | None:
-    value = node.meta.get("val")
-    return None if value is None else tuple(value.shape)
-
-
-def _is_bias(node: Any, product: Any) -> bool:
-    """Whether a node of a graph is a vector that fits the rows of a product."""
-    vector, matrix = (getattr(n, "meta", {}).get("val") for n in (node, product))
-    if vector is None or matrix is None:
-        return False
-    return vector.shape == matrix.shape[1:] and vector.dtype == matrix.dtype
+    return compile_with_inductor(module, tensors)

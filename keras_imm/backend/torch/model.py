@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from keras_imm.backend.torch.devices import computes_on_cuda
 from keras_imm.backend.torch.parallel import check_lengths
 
 
@@ -43,6 +44,13 @@ class TrainableModel(keras.Model):
     def _should_torch_compile(self) -> bool:
         """No: Keras would compile its own bookkeeping along with the step."""
         return False
+
+    def _resolve_auto_jit_compile(self) -> bool:
+        """What `jit_compile="auto"` means: on CUDA compiling pays, and has a compiler.
+
+        On a CPU it needs a C++ compiler and minutes.
+        """
+        return computes_on_cuda()
 
     _use_torch_compile = _should_torch_compile  # its name from Keras 3.16 on
 

@@ -1,6 +1,5 @@
 """Several processes under PyTorch."""
 
-import contextlib
 from typing import Any
 
 import torch
@@ -8,75 +7,59 @@ import torch.distributed as dist
 
 from keras_imm.backend.torch.processes import process_count
 
+# Bytes of tensors that are sent together.
+_BUFFER_BYTES = 2**28
 
-class ParallelLoss:
-    """A loss in `DistributedDataParallel`, for the gradients of `weights`.
+
+class GradientMeans:
+    """Means of gradients over the processes, the same in all of them.
 
     Args:
-        batch_loss: The `BatchLoss`.
-        weights: Tensors.
-        scale_loss: The optimizer's scaling of the loss.
+        weights: Tensors whose gradients they are.
     """
 
-    def __init__(self, batch_loss: Any, weights: list, scale_loss: Any):
-        self._batch_loss = batch_loss
+    def __init__(self, weights: list):
         self._weights = weights
-        self._scale_loss = scale_loss
-        self._module = None
+        self._used: list[bool] | None = None
 
     def is_for(self, weights: list) -> bool:
         """Whether these are the weights whose gradients it takes."""
         return same_objects(self._weights, weights)
 
-    def backward(self, batch: Any, target: Any, iterations: Any, is_last: bool) -> Any:
-        """Adds to the weights' gradients, and to all processes' with the last part."""
-        if self._module is None:
-            self._module = torch.nn.parallel.DistributedDataParallel(
-                _LossModule(
-                    self._batch_loss,
-                    self._used(batch, target, iterations),
-                    self._scale_loss,
-                ),
-                gradient_as_bucket_view=True,
+    def __call__(self, gradients: list) -> list:
+        """The means.
+
+        Args:
+            gradients: One for each weight, None where this process has none.
+
+        Returns:
+            As `gradients`, None where no process has one.
+
+        Raises:
+            ValueError: If there is a gradient that no process had in the first call.
+        """
+        if self._used is None:
+            self._used = self._used_anywhere(gradients)
+        pairs = list(zip(gradients, self._used, strict=True))
+        late = [i for i, (g, used) in enumerate(pairs) if g is not None and not used]
+        if late:
+            raise ValueError(
+                "In several processes the loss must depend on the same weights in "
+                f"every step. Received: first gradients of the weights at {late}"
             )
-        alone = contextlib.nullcontext if is_last else self._module.no_sync
-        with alone():
-            scaled, losses = self._module(batch, target, iterations)
-            scaled.backward()
-        return losses
+        sent = [
+            torch.zeros_like(w.detach()) if g is None else g
+            for w, (g, used) in zip(self._weights, pairs, strict=True)
+            if used
+        ]
+        means = iter(means_over_processes(sent))
+        return [next(means) if used else None for used in self._used]
 
-    def take_gradients(self) -> list:
-        """Gradients of the weights, None for those that nothing depends on."""
-        gradients = [weight.grad for weight in self._weights]
-        for weight in self._weights:
-            weight.grad = None
-        return gradients
-
-    def _used(self, batch: Any, target: Any, iterations: Any) -> list:
-        """The weights that the loss depends on: the others would be waited for."""
-        states = self._batch_loss.random_states()
-        before = [state.value * 1 for state in states]
-        loss, _ = self._batch_loss.loss(batch, target, iterations)
-        gradients = torch.autograd.grad(loss, self._weights, allow_unused=True)
-        for state, value in zip(states, before, strict=True):
-            state.assign(value)
-        pairs = zip(self._weights, gradients, strict=True)
-        return [weight for weight, gradient in pairs if gradient is not None]
-
-
-class _LossModule(torch.nn.Module):
-    """The loss, scaled and not, as a module of its trainable weights."""
-
-    def __init__(self, batch_loss: Any, weights: list, scale_loss: Any):
-        super().__init__()
-        self.weights = torch.nn.ParameterList(weights)
-        self._held = (batch_loss, scale_loss)  # no submodules: other weights stay out
-
-    def forward(self, batch: Any, target: Any, iterations: Any) -> tuple[Any, Any]:
-        batch_loss, scale_loss = self._held
-        loss, others = batch_loss.loss(batch, target, iterations)
-        others = {name: value.detach() for name, value in others.items()}
-        return scale_loss(loss), (loss.detach(), others)
+    def _used_anywhere(self, gradients: list) -> list[bool]:
+        flags = [float(g is not None) for g in gradients]
+        flags = torch.tensor(flags, device=self._weights[0].device)
+        dist.all_reduce(flags)
+        return (flags > 0).tolist()
 
 
 def same_objects(ones: list, others: list) -> bool:
@@ -86,13 +69,43 @@ def same_objects(ones: list, others: list) -> bool:
     )
 
 
-def mean_of_processes(value: Any) -> Any:
-    """The mean of a scalar over the processes."""
+def means_over_processes(values: list) -> list:
+    """Means of tensors over the processes, sent in a few flat buffers.
+
+    Args:
+        values: Tensors, of the same shapes and dtypes in all processes.
+
+    Returns:
+        List of tensors.
+    """
     if process_count() == 1:
-        return value
-    total = value.detach().clone()
-    dist.all_reduce(total)
-    return total / process_count()
+        return values
+    means = [None] * len(values)
+    pending = []
+    for places in _buffers(values):
+        flat = torch.cat([values[i].detach().reshape(-1) for i in places])
+        pending.append((places, flat, dist.all_reduce(flat, async_op=True)))
+    for places, flat, work in pending:
+        work.wait()
+        flat /= process_count()
+        parts = flat.split([values[i].numel() for i in places])
+        for i, part in zip(places, parts, strict=True):
+            means[i] = part.view(values[i].shape)
+    return means
+
+
+def _buffers(values: list) -> list[list[int]]:
+    """Places of the tensors that are sent together: of one dtype, up to a size."""
+    buffers, open_buffers, sizes = [], {}, {}
+    for i, value in enumerate(values):
+        size = value.numel() * value.element_size()
+        if value.dtype not in sizes or sizes[value.dtype] + size > _BUFFER_BYTES:
+            sizes[value.dtype] = 0
+            open_buffers[value.dtype] = []
+            buffers.append(open_buffers[value.dtype])
+        open_buffers[value.dtype].append(i)
+        sizes[value.dtype] += size
+    return buffers
 
 
 def check_lengths(data: Any) -> None:

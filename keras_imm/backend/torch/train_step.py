@@ -12,15 +12,16 @@ from keras import ops
 from torch.utils import _pytree as pytree
 
 from keras_imm.backend import keras_private
-from keras_imm.backend.random_streams import random_states, streams_of_device
-from keras_imm.backend.torch.graphs import trace_function
+from keras_imm.backend.random_streams import streams_of_device
+from keras_imm.backend.torch.graphs import TracedFunction
 from keras_imm.backend.torch.optimizer_passes import fused_updates
 from keras_imm.backend.torch.parallel import (
-    ParallelLoss,
-    mean_of_processes,
+    GradientMeans,
+    means_over_processes,
     same_objects,
 )
 from keras_imm.backend.torch.processes import process_count
+from keras_imm.backend.torch.random_draws import traceable_draws
 
 
 class TrainStep:
@@ -29,8 +30,8 @@ class TrainStep:
     The loss of a micro-batch and its gradients are a pure function of weights and
     particles: it is traced once for each shape of a batch and runs from then on as a
     graph of ATen operations, compiled if `jit_compile`. Eager steps call the layers:
-    those of several processes, with `run_eagerly=True`, and of models that a graph
-    cannot hold.
+    with `run_eagerly=True`, and those of models that a graph cannot hold. Several
+    processes run the same graph and average its gradients.
 
     Args:
         batch_loss: The `keras_imm.objectives.BatchLoss` to differentiate.
@@ -43,7 +44,7 @@ class TrainStep:
         self._optimizer = optimizer
         self._log = log
         self._graph: _TracedLoss | None = None
-        self._parallel: ParallelLoss | None = None
+        self._gradient_means: GradientMeans | None = None
 
     def train(self, data: Any, trainable: list, model: keras.Model) -> dict:
         """One optimizer step on a batch.
@@ -63,13 +64,12 @@ class TrainStep:
             with torch.no_grad():
                 iterations = self._optimizer.iterations.value.clone()
                 batch = self._batch_loss.draw(data, iterations)
-            if self._parallel is None:
-                losses, gradients = self._gradients(batch, iterations, trainable, model)
-            else:
-                losses, gradients = self._gradients_of_processes(batch, iterations)
+            losses, gradients = self._gradients(batch, iterations, trainable, model)
         with torch.no_grad():
+            if process_count() > 1:
+                gradients = self._gradient_means(gradients)
             if steps > 1:
-                gradients = [g if g is None else g / steps for g in gradients]
+                gradients = _at_once(torch._foreach_div, gradients, steps)
             if not keras_private.is_own_optimizer(self._optimizer):
                 # It may change them in place, which results of a graph do not allow.
                 gradients = [g if g is None else g.clone() for g in gradients]
@@ -78,19 +78,19 @@ class TrainStep:
             if self._batch_loss.averages:
                 after = self._optimizer.iterations.value
                 self._batch_loss.update_averages(iterations, after)
-            self._log.update(*_map(lambda v: mean_of_processes(v / steps), losses))
+            self._log.update(*_means(_map(lambda v: v / steps, losses)))
             return self._log.result()
 
     def test(self, data: Any) -> dict:
         """The loss of a batch of an evaluation."""
         with self._own_streams():
             losses = self._batch_loss.evaluate(data)
-        self._log.update(*_map(mean_of_processes, losses))
+        self._log.update(*_means(losses))
         return self._log.result()
 
     def forget_processes(self) -> None:
         """Has the next step make the processes equal again."""
-        self._parallel = None
+        self._gradient_means = None
 
     def forget_graph(self) -> None:
         """Has the next step traced anew."""
@@ -104,41 +104,24 @@ class TrainStep:
             self._graph = _TracedLoss(
                 self._batch_loss, trainable, model, self._optimizer
             )
-        loss_sum, gradient_sum = None, [None] * len(trainable)
+        loss_sum, gradient_sum = None, None
         for part in self._micro_batches(batch):
             losses, gradients = self._graph(part, iterations)
             with torch.no_grad():
                 loss_sum = _add(loss_sum, losses)
-                gradient_sum = [
-                    b if a is None else a if b is None else a + b
-                    for a, b in zip(gradient_sum, gradients, strict=True)
-                ]
+                gradient_sum = _add_gradients(gradient_sum, gradients)
         return loss_sum, gradient_sum
-
-    def _gradients_of_processes(
-        self, batch: Any, iterations: Any
-    ) -> tuple[tuple, list]:
-        """Sums over the micro-batches of the means over the processes."""
-        loss_sum = None
-        for index, part in enumerate(self._micro_batches(batch), start=1):
-            with torch.no_grad():
-                target = self._batch_loss.target(part, iterations)
-            is_last = index == self._batch_loss.accumulation_steps
-            losses = self._parallel.backward(part, target, iterations, is_last)
-            loss_sum = _add(loss_sum, losses)
-        return loss_sum, self._parallel.take_gradients()
 
     def _join_processes(self, trainable: list, model: keras.Model) -> None:
         """Gives all processes the state of the first, where they may differ."""
         weights = [v.value for v in trainable]
-        if self._parallel is None or not self._parallel.is_for(weights):
+        means = self._gradient_means
+        if means is None or not means.is_for(weights):
             rest = model.non_trainable_variables + self._optimizer.variables
             with torch.no_grad():
                 for value in weights + [v.value for v in rest]:
                     dist.broadcast(value.data, src=0)
-            self._parallel = ParallelLoss(
-                self._batch_loss, weights, self._optimizer.scale_loss
-            )
+            self._gradient_means = GradientMeans(weights)
 
     def _micro_batches(self, batch: Any) -> Iterator[Any]:
         steps = self._batch_loss.accumulation_steps
@@ -171,12 +154,14 @@ class _TracedLoss:
         self._optimizer = optimizer
         self._structure = None
         self._compiled = None
-        if _can_be_traced(model, batch_loss):
-            self._compiled = trace_function(self._traced, model.jit_compile)
+        if _can_be_traced(model):
+            self._compiled = TracedFunction(
+                self._traced, model.jit_compile, self._untraced
+            )
         elif model.jit_compile:
             warnings.warn(
-                f"`jit_compile=True` does nothing for {model.name!r} under PyTorch: a "
-                "backbone with dropout, or with PyTorch's own modules, is not traced.",
+                f"Steps of {model.name!r} are not compiled: a backbone with PyTorch's "
+                "own modules runs layer by layer.",
                 stacklevel=2,
             )
 
@@ -188,8 +173,7 @@ class _TracedLoss:
         """Losses and gradients of a micro-batch."""
         scale = self._optimizer.scale_loss(ops.ones((), dtype=batch.dtype))
         if self._compiled is None:
-            weights = [v.value for v in self._trainable]
-            return self._differentiate(batch, iterations, weights, scale)
+            return self._by_layers(batch, iterations, scale)
         values = [[v.value for v in group] for group in (self._trainable, self._others)]
         fields, self._structure = pytree.tree_flatten(batch)
         losses, gradients, updates = self._compiled(*values, scale, iterations, *fields)
@@ -210,33 +194,71 @@ class _TracedLoss:
         pairs = zip(map(scope.get_current_value, self._others), others, strict=True)
         return losses, gradients, [None if new is old else new for new, old in pairs]
 
+    def _untraced(
+        self, _: list, others: list, scale: Any, iterations: Any, *fields: Any
+    ) -> tuple[tuple, list, list]:
+        """As `_traced`, from and in the variables themselves."""
+        batch = pytree.tree_unflatten(fields, self._structure)
+        with torch.enable_grad():
+            losses, gradients = self._by_layers(batch, iterations, scale)
+        return losses, gradients, [None] * len(others)
+
+    def _by_layers(self, batch: Any, iterations: Any, scale: Any) -> tuple[tuple, list]:
+        weights = [v.value for v in self._trainable]
+        return self._differentiate(batch, iterations, weights, scale)
+
     def _differentiate(
         self, batch: Any, iterations: Any, weights: list, scale: Any
     ) -> tuple[tuple, list]:
         """By `autograd.grad`: no gradients are stored on the weights."""
-        with torch.no_grad():
-            target = self._batch_loss.target(batch, iterations)
-        loss, others = self._batch_loss.loss(batch, target, iterations)
-        gradients = torch.autograd.grad(loss * scale, weights, allow_unused=True)
+        # Blocks that are computed again in the backward pass are so in this thread.
+        threads = torch.autograd.set_multithreading_enabled(False)
+        with traceable_draws(), threads:
+            with torch.no_grad():
+                target = self._batch_loss.target(batch, iterations)
+            loss, others = self._batch_loss.loss(batch, target, iterations)
+            gradients = torch.autograd.grad(loss * scale, weights, allow_unused=True)
         return _map(lambda v: v.detach(), (loss, others)), list(gradients)
 
 
-def _can_be_traced(model: keras.Model, batch_loss: Any) -> bool:
+def _can_be_traced(model: keras.Model) -> bool:
     """Whether all that the loss depends on are the variables it is given.
 
-    PyTorch's own modules hold their parameters themselves, and a generator of masks
-    would be traced as it is.
+    PyTorch's own modules hold their parameters themselves.
     """
     layers = keras_private.all_layers(model)
     foreign = any(isinstance(one, keras.layers.TorchModuleWrapper) for one in layers)
-    masks = random_states(batch_loss.flow_map.backbone)
-    return not (model.run_eagerly or foreign or masks)
+    return not (model.run_eagerly or foreign)
 
 
 def _map(function: Any, losses: tuple) -> tuple[Any, dict]:
     """A function of the loss and of each of the other scalars."""
     loss, others = losses
     return function(loss), {name: function(value) for name, value in others.items()}
+
+
+def _means(losses: tuple) -> tuple[Any, dict]:
+    """Over the processes."""
+    values, structure = pytree.tree_flatten(losses)
+    return pytree.tree_unflatten(means_over_processes(values), structure)
+
+
+def _add_gradients(sums: list | None, gradients: list) -> list:
+    """In few calls, where the same weights have a gradient."""
+    if sums is None:
+        return gradients
+    pairs = list(zip(sums, gradients, strict=True))
+    if all((a is None) == (b is None) for a, b in pairs):
+        present = [g for g in gradients if g is not None]
+        return _at_once(torch._foreach_add, sums, present)
+    return [b if a is None else a if b is None else a + b for a, b in pairs]
+
+
+def _at_once(function: Any, values: list, argument: Any) -> list:
+    """A function of the tensors in a list; None stays None."""
+    present = [value for value in values if value is not None]
+    results = iter(function(present, argument) if present else ())
+    return [value if value is None else next(results) for value in values]
 
 
 def _add(sums: tuple | None, losses: tuple) -> tuple[Any, dict]:

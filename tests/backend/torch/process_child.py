@@ -1,6 +1,7 @@
 """One of the processes that torchrun starts, against one device that has all data."""
 
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -87,6 +88,25 @@ def afterwards(one, two, path):
     }
 
 
+def traced():
+    """Two runs with dropout; whether layers were called after the first step."""
+    calls, states = [], []
+    for _ in range(2):
+        two = runs.make(optimizer=runs.clipped(), dropout=0.5, steps=2)
+        batches = own_batches(16)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*PyTorch")
+            two.fit(batches, shuffle=False, verbose=0)
+        call = two.backbone.call
+        two.backbone.call = lambda *args, call=call, **options: (
+            calls.append(0),
+            call(*args, **options),
+        )[1]
+        two.fit(batches, shuffle=False, verbose=0)
+        states += gathered((runs.state(two).tobytes(), runs.random_state(two)))
+    return {"calls": len(calls), "differ": any(one != states[0] for one in states)}
+
+
 def own_draws():
     """A step whose processes have the same data, against each alone."""
     images, labels = runs.data(8)
@@ -116,6 +136,42 @@ def frozen():
         "frozen_moved": any(np.any(a != b) for a, b in zip(before, after, strict=True)),
         "rest_moved": bool(np.any(table != two.backbone.label_embedding.embeddings)),
         "processes_differ": states[0] != states[1],
+    }
+
+
+def few_buffers():
+    """What is sent for gradients of two dtypes and a weight that one process lacks."""
+    from keras_imm.backend.torch import parallel
+
+    rank = dist.get_rank()
+    kinds = [(torch.float32, 6), (torch.float64, 4), (torch.float32, 3)] * 2
+    weights = [torch.zeros(size, dtype=dtype) for dtype, size in kinds]
+    weights.append(torch.zeros(2, 2))
+    gradients = [(rank + i) * torch.ones_like(w) for i, w in enumerate(weights)]
+    gradients[1] = None if rank else gradients[1]
+    gradients[2] = None
+    sent, all_reduce = [], dist.all_reduce
+
+    def counted(tensor, **options):
+        sent.append([str(tensor.dtype), tensor.numel()])
+        return all_reduce(tensor, **options)
+
+    dist.all_reduce = counted
+    try:
+        means = parallel.GradientMeans(weights)
+        found = [means(gradients) for _ in range(2)][1]
+        parallel._BUFFER_BYTES = 64
+        sent, all_sent = [], sent
+        small = means(gradients)
+    finally:
+        dist.all_reduce = all_reduce
+    late = [torch.ones_like(w) for w in weights]
+    return {
+        "sent": all_sent,
+        "sent_small": sent,
+        "means": [None if m is None else m.tolist() for m in found],
+        "small": [None if m is None else m.tolist() for m in small],
+        "late": runs.error(lambda: means(late)),
     }
 
 
@@ -156,6 +212,8 @@ def main(folder):
     seen["afterwards"] = afterwards(one, two, f"{folder}/model.keras")
     seen["own_draws"] = own_draws()
     seen["frozen"] = frozen()
+    seen["traced"] = traced()
+    seen["few_buffers"] = few_buffers()
     _, _, seen["half_precision"] = same_update(
         runs.scaled, steps=2, backbone=runs.small, dtype="mixed_float16"
     )

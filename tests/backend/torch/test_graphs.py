@@ -1,5 +1,9 @@
 """Traced functions: the graphs that PyTorch runs in place of Python."""
 
+import gc
+import threading
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -13,9 +17,9 @@ pytestmark = pytest.mark.skipif(
 
 
 def trace(function, **options):
-    from keras_imm.backend.torch.graphs import trace_function
+    from keras_imm.backend.torch.graphs import TracedFunction
 
-    return trace_function(function, **options)
+    return TracedFunction(function, **options)
 
 
 def operations(function, *args):
@@ -110,6 +114,151 @@ def test_a_function_that_asks_for_values_is_called_as_it_is():
     np.testing.assert_array_equal(numpy(result), [1.0, 1.0])
     result = compiled(torch.full((2,), 3.0))
     np.testing.assert_array_equal(numpy(result), [3.0, 3.0])
+
+
+@pytest.fixture
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*PyTorch")
+        yield
+
+
+def test_an_error_of_the_function_is_raised_as_it_is(no_warnings):
+    """And the next call, which has none, is traced."""
+    import torch
+
+    class Mistake(Exception):
+        pass
+
+    mistakes, calls = [Mistake("mine")], []
+
+    def function(x):
+        calls.append(0)
+        if mistakes:
+            raise mistakes[0]
+        return 2.0 * x
+
+    call = trace(function)
+    with pytest.raises(Mistake) as raised:
+        call(torch.ones(3))
+    assert raised.value is mistakes.pop()
+    assert raised.value.__context__ is None
+    calls.clear()
+    for value in (1.0, 2.0):
+        np.testing.assert_array_equal(call(torch.full((3,), value)), [2 * value] * 3)
+    assert len(calls) == 1
+
+
+def test_after_a_wrong_shape_the_right_one_is_traced(no_warnings):
+    import torch
+
+    calls = []
+
+    def function(x, y):
+        calls.append(0)
+        return torch.matmul(x, y)
+
+    call = trace(function)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        call(torch.ones(2, 3), torch.ones(2, 3))
+    calls.clear()
+    for _ in range(3):
+        assert call(torch.ones(2, 3), torch.ones(3, 2)).shape == (2, 2)
+    assert len(calls) == 1
+
+
+def test_what_cannot_be_traced_for_one_shape_is_traced_for_others():
+    import torch
+
+    calls = []
+
+    def function(x):
+        calls.append(tuple(x.shape))
+        return x if x.shape == (2,) and float(x.sum()) > 0 else -x
+
+    call = trace(function)
+    with pytest.warns(UserWarning, match="PyTorch cannot trace it") as warned:
+        for _ in range(3):
+            np.testing.assert_array_equal(call(torch.ones(2)), [1.0, 1.0])
+            np.testing.assert_array_equal(call(torch.ones(3)), -np.ones(3))
+    assert len(warned) == 1
+    assert calls.count((3,)) == 1
+    assert calls.count((2,)) == 1 + 3
+
+
+def test_threads_may_trace_at_once(no_warnings):
+    import torch
+
+    calls, results, start = [], {}, threading.Barrier(8)
+
+    def function(x):
+        calls.append(tuple(x.shape))
+        for _ in range(20):
+            x = torch.nn.functional.layer_norm(torch.sin(x), x.shape[-1:])
+        return x
+
+    call = trace(function)
+
+    def work(index):
+        x = torch.arange(2.0 + index // 2)
+        start.wait()
+        results[index] = call(x), function(x)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index in range(8):
+        torch.testing.assert_close(*results[index])
+    traced_and_called = 1 + 2  # once in a graph, and by each thread itself
+    for size in range(2, 6):
+        assert calls.count((size,)) == traced_and_called
+
+
+def live_graphs():
+    import torch
+
+    gc.collect()
+    return sum(issubclass(type(one), torch.fx.GraphModule) for one in gc.get_objects())
+
+
+def test_graphs_of_the_last_shapes_are_kept():
+    import torch
+
+    from keras_imm.backend.torch.graphs import KEPT_GRAPHS
+
+    calls = []
+
+    def function(x):
+        calls.append(len(x))
+        return 2.0 * x
+
+    call, before = trace(function), live_graphs()
+    call(torch.ones(1))
+    for size in range(2, 2 * KEPT_GRAPHS):
+        call(torch.ones(size))
+        call(torch.ones(1))  # is used, so it is kept
+        assert len(calls) == size
+    assert live_graphs() - before == KEPT_GRAPHS
+    call(torch.ones(2))
+    assert len(calls) == 2 * KEPT_GRAPHS
+
+
+def test_a_trained_model_keeps_a_bounded_number_of_graphs(
+    make_model, images, labels, monkeypatch
+):
+    """For training and for sampling."""
+    from keras_imm.backend.torch import graphs
+
+    monkeypatch.setattr(graphs, "KEPT_GRAPHS", 2)
+    model, before = make_model({}), live_graphs()
+    for size in (4, 8, 12, 16):
+        model.fit(images[:size], labels[:size], batch_size=size, verbose=0)
+    assert live_graphs() - before == 2
+    for size in (1, 2, 3, 4):
+        model.generate(labels[:size], num_steps=1, seed=0)
+    assert live_graphs() - before == 4
 
 
 def test_loops_are_unrolled():

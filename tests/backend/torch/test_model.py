@@ -1,5 +1,7 @@
 """Keras's hooks under PyTorch: what Keras would do around a step, it does not."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -85,3 +87,100 @@ def test_keras_compiles_nothing(make_model, images, labels, monkeypatch):
     model.compile(keras.optimizers.SGD(0.1), jit_compile=True, run_eagerly=True)
     history = model.fit(images, labels, batch_size=8, verbose=0).history
     assert np.isfinite(history["loss"]).all()
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """Graphs that were handed to the compiler, which runs them as they are."""
+    from keras_imm.backend.torch import graphs
+
+    compiled = []
+
+    def compile_graph(module, tensors):
+        compiled.append(module)
+        return module
+
+    monkeypatch.setattr(graphs, "compile_graph", compile_graph)
+    return compiled
+
+
+def on_cuda(monkeypatch, answer=True):
+    from keras_imm.backend.torch import model
+
+    monkeypatch.setattr(model, "computes_on_cuda", lambda: answer)
+
+
+def fit(model, images, labels, batch_size=8):
+    options = {"batch_size": batch_size, "verbose": 0, "shuffle": False}
+    return model.fit(images, labels, **options).history["loss"]
+
+
+@pytest.mark.parametrize(
+    "cuda, options, compiles",
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"jit_compile": False}, False),
+        (False, {"jit_compile": True}, True),
+        (True, {"run_eagerly": True}, False),
+    ],
+)
+def test_cuda_compiles_by_default(
+    make_model, images, labels, monkeypatch, compiler, cuda, options, compiles
+):
+    on_cuda(monkeypatch, cuda)
+    model = make_model(dict(options))
+    assert model.jit_compile == compiles
+    assert model.get_compile_config()["jit_compile"] == options.get(
+        "jit_compile", "auto"
+    )
+    for _ in range(2):
+        assert np.isfinite(fit(model, images, labels)).all()
+    assert len(compiler) == int(compiles)
+    for _ in range(2):
+        model.generate(labels, num_steps=2, seed=0)
+    assert len(compiler) == 2 * int(compiles)
+
+
+def test_a_model_that_was_not_compiled_samples_with_a_compiled_graph(
+    make_model, labels, monkeypatch, compiler
+):
+    on_cuda(monkeypatch)
+    make_model().generate(labels, num_steps=2, seed=0)
+    assert len(compiler) == 1
+
+
+def test_what_cannot_be_compiled_is_said_once_and_traced(
+    make_model, images, labels, monkeypatch
+):
+    from keras_imm.backend.torch import graphs
+
+    attempts = []
+
+    def fail(module, tensors):
+        attempts.append(0)
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(graphs, "compile_graph", fail)
+    on_cuda(monkeypatch)
+    model, plain = make_model({}), make_model({"jit_compile": False})
+    calls = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        losses = [fit(model, images, labels), fit(model, images, labels, 16)]
+    messages = [str(w.message) for w in caught if "PyTorch" in str(w.message)]
+    assert len(messages) == len(attempts) == 1
+    assert "RuntimeError: no compiler" in messages[0]
+    assert losses == [fit(plain, images, labels), fit(plain, images, labels, 16)]
+    monkeypatch.setattr(model.backbone, "call", lambda *args, **_: calls.append(args))
+    fit(model, images, labels)
+    assert not calls  # it is traced
+
+
+def test_the_device_is_the_one_that_keras_uses():
+    from keras_imm.backend.torch.devices import computes_on_cuda
+
+    kind = ops.zeros(()).device.type
+    assert computes_on_cuda() == (kind == "cuda")
+    with keras.device("meta"):
+        assert not computes_on_cuda()

@@ -28,11 +28,30 @@ pytestmark = pytest.mark.skipif(
         ),
         lambda: keras.optimizers.Adam(1e-2, amsgrad=True, use_ema=True),
         lambda: keras.optimizers.Nadam(1e-2, use_ema=True),
+        lambda: keras.optimizers.AdamW(1e-2, weight_decay=0.0, global_clipnorm=0.1),
+        lambda: keras.optimizers.Adam(
+            1e-2, beta_2=0.95, clipvalue=0.01, use_ema=True, ema_momentum=0.9999
+        ),
+        lambda: keras_imm.optimizers.RAdam(1e-1, use_ema=True, global_clipnorm=10.0),
+        lambda: keras_imm.optimizers.RAdam(
+            keras.optimizers.schedules.CosineDecay(1e-2, 12),
+            beta_1=0.8,
+            beta_2=0.99,
+            weight_decay=0.1,
+            epsilon=1e-4,
+        ),
+        lambda: keras_imm.optimizers.RAdam(1e-2, beta_2=0.5),  # never rectified
+        lambda: keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.Adam(1e-2, beta_2=0.95, use_ema=True), initial_scale=8.0
+        ),
     ],
 )
 @pytest.mark.parametrize("transposed", ["nothing", "gradients", "weights"])
 def test_fused_updates_are_those_of_keras(make_optimizer, transposed):
-    """Six steps on the same gradients, beside Keras's own code."""
+    """Nine steps on the same gradients, beside Keras's own code.
+
+    It computes 1 - beta_2^t in float32, with few digits left where beta_2 is near 1.
+    """
     import torch
 
     from keras_imm.backend.torch.optimizer_passes import fused_updates
@@ -43,9 +62,11 @@ def test_fused_updates_are_those_of_keras(make_optimizer, transposed):
         start = [np.asfortranarray(v) for v in start]
     ours, theirs = ([keras.Variable(v) for v in start] for _ in range(2))
     optimizers = make_optimizer(), make_optimizer()
-    for step in range(6):
+    for step in range(9):
         gradients = [
-            ops.convert_to_tensor(10.0**-step * rng.standard_normal(v.shape), "float32")
+            ops.convert_to_tensor(
+                10.0 ** -(step % 6) * rng.standard_normal(v.shape), "float32"
+            )
             for v in start
         ]
         if transposed == "gradients":
@@ -86,6 +107,81 @@ def test_adam_and_averages_are_few_calls():
     assert fused["aten::_fused_adam_"] == 1
     assert "aten::_fused_adam_" not in own
     assert fused.get("aten::sqrt", 0) == 0 < own["aten::sqrt"]
+
+
+@contextlib.contextmanager
+def waits():
+    """The operations that ask for a tensor's value, and so wait for the device."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._local_scalar_dense.default:
+                seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        yield seen
+
+
+@pytest.mark.parametrize(
+    "make_optimizer",
+    [
+        lambda: keras.optimizers.Adam(1e-2, use_ema=True, global_clipnorm=1.0),
+        lambda: keras.optimizers.AdamW(
+            keras.optimizers.schedules.CosineDecay(1e-2, 8),
+            weight_decay=0.1,
+            clipnorm=1.0,
+            use_ema=True,
+        ),
+        lambda: keras_imm.optimizers.RAdam(1e-2, use_ema=True, weight_decay=0.1),
+    ],
+)
+def test_steps_do_not_wait_for_the_device(make_optimizer):
+    """But for the first, and where others have changed the number of steps."""
+    import torch
+
+    from keras_imm.backend.torch.optimizer_passes import fused_updates
+
+    variables = [keras.Variable(np.ones((3,), "float32")) for _ in range(2)]
+    optimizer = make_optimizer()
+    optimizer.build(variables)
+
+    def step():
+        with waits() as seen, torch.no_grad(), fused_updates(optimizer):
+            optimizer.apply([torch.ones(3) for _ in variables], variables)
+        return len(seen)
+
+    assert step() > 0  # they are seen
+    assert [step() for _ in range(8)] == [0] * 8
+    optimizer.iterations.assign(100)
+    assert step() > 0
+    assert step() == 0
+    assert int(optimizer.iterations) == 102
+
+
+def test_steps_that_others_count_are_seen():
+    """A restored number of steps counts: bias corrections, averages and RAdam's."""
+    import torch
+
+    from keras_imm.backend.torch.optimizer_passes import fused_updates
+
+    for kind in (keras.optimizers.Adam, keras_imm.optimizers.RAdam):
+        results = []
+        for context in (fused_updates, lambda _: contextlib.nullcontext()):
+            variable = keras.Variable(np.ones((3,), "float32"))
+            optimizer = kind(1e-1, use_ema=True)
+            optimizer.build([variable])
+            for count in (None, None, 50, 0, 7):
+                if count is not None:
+                    optimizer.iterations.assign(count)
+                with torch.no_grad(), context(optimizer):
+                    optimizer.apply([torch.ones(3)], [variable])
+                results.append(ops.convert_to_numpy(variable).copy())
+        np.testing.assert_allclose(results[:5], results[5:], rtol=2e-5)
 
 
 def test_an_optimizer_is_as_it_was_after_a_step_that_failed():

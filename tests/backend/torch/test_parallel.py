@@ -62,6 +62,31 @@ def test_random_states_are_the_same_in_all_processes(seen):
     assert found == [expected] * 2
 
 
+def test_processes_run_graphs_and_each_run_is_the_same(seen):
+    """Bit for bit, with dropout: in both processes, and again."""
+    assert seen["traced"] == {"calls": 0, "differ": False}
+
+
+def test_gradients_are_sent_in_few_buffers(seen):
+    """One for each dtype; as zeros where one process has none."""
+    few = seen["few_buffers"]
+    flags, *sent = few["sent"]
+    assert flags == ["torch.float32", 7]
+    assert sent == [["torch.float32", 6 + 6 + 3 + 4], ["torch.float64", 4 + 4]] * 2
+    means = [0.5, 0.5, None, 3.5, 4.5, 5.5, 6.5]  # of i and i + 1
+    sizes = [6, 4, 3, 6, 4, 3]
+    expected = [m and [m] * n for m, n in zip(means, sizes, strict=False)]
+    expected.append([[6.5, 6.5], [6.5, 6.5]])
+    assert few["means"] == expected
+    assert few["small"] == expected
+    assert few["sent_small"] == [  # of up to 64 bytes
+        ["torch.float32", 6 + 6 + 3],
+        ["torch.float64", 4 + 4],
+        ["torch.float32", 4],
+    ]
+    assert "[2]" in few["late"]
+
+
 def test_layers_frozen_between_two_fits(seen):
     frozen = seen["frozen"]
     assert frozen["rest_moved"]
