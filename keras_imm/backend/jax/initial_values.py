@@ -57,13 +57,14 @@ def _given_values(wanted: list[tuple[Callable, tuple, str]]) -> list[Callable]:
         initializer, shape, _ = wanted[index]
         return _random_bits(initializer.seed, np.prod(shape, dtype=int))
 
-    for index, drawn in _drawn(_uniform, bits, uniform).items():
-        values[index] = drawn.reshape(wanted[index][1])
-    for index, drawn in _drawn(_normal, bits, dict.fromkeys(normal, ())).items():
-        mean, stddev = map(np.float32, normal[index])
-        values[index] = drawn.reshape(wanted[index][1]) * stddev + mean
-    # A step that donates its state must own it.
-    values = jax.device_put(values, may_alias=False)
+    with jax.ensure_compile_time_eval():  # also where a function is traced
+        for index, drawn in _drawn(_uniform, bits, uniform).items():
+            values[index] = drawn.reshape(wanted[index][1])
+        for index, drawn in _drawn(_normal, bits, dict.fromkeys(normal, ())).items():
+            mean, stddev = map(np.float32, normal[index])
+            values[index] = drawn.reshape(wanted[index][1]) * stddev + mean
+        # A step that donates its state must own it.
+        values = jax.device_put(values, may_alias=False)
     return [
         (lambda *_, value=values[index], **__: value) if index in values else one
         for index, (one, _, _) in enumerate(wanted)

@@ -142,3 +142,17 @@ def test_an_error_leaves_nothing_behind():
     with backend.initial_values_together():
         variable = keras.Variable("ones", (3,))
     np.testing.assert_array_equal(variable.value, np.ones(3))
+
+
+def test_a_network_may_be_made_while_a_function_is_traced():
+    initializer = initializers.RandomNormal(seed=3)
+
+    def made():
+        with backend.initial_values_together():
+            variables = [
+                keras.Variable(one, (6, 5), "float32")
+                for one in (initializer, initializers.GlorotUniform(seed=3))
+            ]
+        return variables[0].value + 0.0 * variables[1].value
+
+    np.testing.assert_array_equal(jax.jit(made)(), initializer((6, 5)))
