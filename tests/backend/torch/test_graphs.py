@@ -145,7 +145,8 @@ def test_an_error_of_the_function_is_raised_as_it_is(no_warnings):
     assert raised.value.__context__ is None
     calls.clear()
     for value in (1.0, 2.0):
-        np.testing.assert_array_equal(call(torch.full((3,), value)), [2 * value] * 3)
+        found = numpy(call(torch.full((3,), value)))
+        np.testing.assert_array_equal(found, [2 * value] * 3)
     assert len(calls) == 1
 
 
@@ -179,9 +180,10 @@ def test_what_cannot_be_traced_for_one_shape_is_traced_for_others():
     call = trace(function)
     with pytest.warns(UserWarning, match="PyTorch cannot trace it") as warned:
         for _ in range(3):
-            np.testing.assert_array_equal(call(torch.ones(2)), [1.0, 1.0])
-            np.testing.assert_array_equal(call(torch.ones(3)), -np.ones(3))
-    assert len(warned) == 1
+            np.testing.assert_array_equal(numpy(call(torch.ones(2))), [1.0, 1.0])
+            np.testing.assert_array_equal(numpy(call(torch.ones(3))), -np.ones(3))
+    ours = [w for w in warned if issubclass(w.category, UserWarning)]
+    assert len(ours) == 1
     assert calls.count((3,)) == 1
     assert calls.count((2,)) == 1 + 3
 
