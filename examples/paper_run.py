@@ -201,7 +201,7 @@ def train(task: Task, strategy: distribution.Strategy) -> None:
         recipes.describe(task.recipe, **overrides)
         print(f"{model.backbone.count_params():,} parameters; results in {out}")
         print(precision_advice(), end="")
-    quality = Quality(task, recipe)
+    quality = Quality(task, recipe, model.accumulation_steps)
     checkpoint = callbacks.TrainingCheckpoint(
         out / "checkpoints",
         dataset,
@@ -302,7 +302,7 @@ def pooled_pixels(images: np.ndarray) -> np.ndarray:
 class Quality:
     """Samples against data, by the Fréchet distance of their pooled pixels."""
 
-    def __init__(self, task: "Task", recipe: Any):
+    def __init__(self, task: "Task", recipe: Any, accumulation_steps: int):
         def load(batch_size):
             return task.load(recipe, batch_size, held_out=True, shuffle=False)
 
@@ -310,7 +310,7 @@ class Quality:
         batch = load(count)[0]
         self.images, labels = batch if isinstance(batch, tuple) else (batch, None)
         unit = recipe.group_size * distribution.num_devices()
-        whole = min(recipe.batch_size // FLAGS.accumulation_steps, count)
+        whole = min(recipe.batch_size // accumulation_steps, count)
         self.loss_batch = whole // unit * unit
         if not self.loss_batch:
             raise app.UsageError(

@@ -58,15 +58,6 @@ def check_rate(name: str, value: Any) -> None:
     check_number(name, value, "a number in [0, 1)", lambda v: 0 <= v < 1)
 
 
-def check_weights_are_whole(shard_weights: bool) -> None:
-    """Raises ValueError where weights are to be split over devices."""
-    if shard_weights:
-        raise ValueError(
-            "`shard_weights` must be False under this backend; JAX splits weights over "
-            "devices. Received: shard_weights=True"
-        )
-
-
 def check_integer(name: str, value: Any, at_least: int) -> None:
     """Raises ValueError unless `value` is an integer of at least `at_least`."""
     is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)

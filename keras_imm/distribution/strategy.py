@@ -84,6 +84,11 @@ def initialize(
     """
     _check_processes(coordinator_address, num_processes, process_id)
     check_boolean("shard_weights", shard_weights)
+    if shard_weights and not backend_processes.SPLITS_WEIGHTS:
+        raise ValueError(
+            "`shard_weights` must be False under this backend; JAX splits weights over "
+            "devices. Received: shard_weights=True"
+        )
     if devices is not None:
         if isinstance(devices, str) or not devices:
             raise ValueError(
@@ -92,7 +97,8 @@ def initialize(
             )
         devices = [str(device) for device in devices]
     processes = (coordinator_address, num_processes, process_id)
-    return Strategy(backend_processes.start(processes, devices, shard_weights))
+    options = {"shard_weights": True} if shard_weights else {}
+    return Strategy(backend_processes.start(processes, devices, **options))
 
 
 def num_devices() -> int:

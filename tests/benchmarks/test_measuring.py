@@ -149,6 +149,7 @@ CLOCKS = {
 }
 # Files that read one after `measuring.wait` or `measuring.finish`.
 AFTER_WAITING = {
+    "accelerator.py": "a whole stage, whose figures have been read",
     "build_xl.py": "weights, which are not all copied to the host",
     "flow_matching_digits.py": "training that ends by the clock",
     "input_pipeline.py": "steps inside an epoch; and data, read by the processor",

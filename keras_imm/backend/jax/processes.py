@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import keras
 
+SPLITS_WEIGHTS = True
+
 
 class ShardedDataParallel(keras.distribution.DataParallel):
     """Data parallelism in which each device holds a part of every variable.
@@ -30,7 +32,9 @@ class ShardedDataParallel(keras.distribution.DataParallel):
         return keras.distribution.TensorLayout(names, self.device_mesh).backend_layout
 
 
-def start(processes: tuple, devices: list[str] | None, shard_weights: bool) -> Any:
+def start(
+    processes: tuple, devices: list[str] | None, shard_weights: bool = False
+) -> Any:
     """Joins the other hosts and makes `DataParallel` the current distribution."""
     if processes[0] is not None:
         keras.distribution.initialize(*processes)

@@ -5,15 +5,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_imm.validation import check_weights_are_whole
+SPLITS_WEIGHTS = False
 
 _started = None
 
 
-def start(processes: tuple, devices: list[str] | None, shard_weights: bool) -> Any:
+def start(processes: tuple, devices: list[str] | None) -> Any:
     """Makes a `MirroredStrategy`."""
     global _started
-    check_weights_are_whole(shard_weights)
     if processes[0] is not None:
         raise ValueError(
             "Under TensorFlow one process has all devices. "

@@ -10,12 +10,11 @@ import keras
 import torch
 import torch.distributed as dist
 
-from keras_imm.validation import check_weights_are_whole
+SPLITS_WEIGHTS = False
 
 
-def start(processes: tuple, devices: list[str] | None, shard_weights: bool) -> None:
+def start(processes: tuple, devices: list[str] | None) -> None:
     """Joins the other processes: torchrun's, or those of the arguments."""
-    check_weights_are_whole(shard_weights)
     if devices is not None:
         raise ValueError(
             "Under PyTorch each process has one device: start them with torchrun. "
