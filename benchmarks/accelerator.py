@@ -70,14 +70,14 @@ def fit(model, epochs):
 
 def step(model):
     first, *others = fit(model, 1 + FLAGS.epochs)
-    seconds = float(np.median(others))
+    seconds, peak = float(np.median(others)), measuring.peak_mib() / 1024
     memory = keras_imm.memory.training_memory(model.backbone, FLAGS.batch_size)
     return {
         "first_epoch_seconds": first * FLAGS.steps,
         **measuring.milliseconds(others),
         "images_per_second": FLAGS.batch_size / seconds,
-        "utilisation": measuring.utilisation(seconds),
-        "peak_gib": measuring.peak_mib() / 1024,
+        "utilisation": measuring.utilisation(seconds, model.backbone),
+        "peak_gib": peak,
         "predicted_gib": memory.total / 2**30,
     }
 
@@ -102,7 +102,8 @@ def kernels(model):
         "kernels_ms": total / 1000 / steps,
         "attention_share": share(kernel_times.ATTENTION),
         "products_share": share(PRODUCTS),
-        "optimizer_share": share(OPTIMIZER),
+        # XLA fuses the update into kernels that have no name of their own.
+        "optimizer_share": share(OPTIMIZER) if backend == "torch" else None,
         "slowest": {
             name[:100]: t / 1000 / steps for name, t in times.most_common(FLAGS.slowest)
         },

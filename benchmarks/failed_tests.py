@@ -8,6 +8,11 @@ A run that is cut before its summary still says what failed, and why.
 import os
 
 
+def pytest_collectreport(report):
+    """A file that cannot be imported is a failure, too."""
+    pytest_runtest_logreport(report)
+
+
 def pytest_runtest_logreport(report):
     """In the process that the others report to."""
     if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:

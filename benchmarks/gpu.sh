@@ -3,7 +3,7 @@
 #
 #     bash benchmarks/gpu.sh [FOLDER]
 #
-# The tests that an accelerator can fail; then the training step of DiT-XL/2 and S/2 in
+# Tests that an accelerator has failed; then the training step of DiT-XL/2 and S/2 in
 # bfloat16 under PyTorch and JAX (time, utilisation, peak memory, shares of attention,
 # optimizer and loss), `generate` in 1, 2, 4 and 8 steps, and the loops written by hand
 # for S/2. Every stage has its own limit and writes JSON when it ends; failing tests are
@@ -20,6 +20,7 @@ export TF_CPP_MIN_LOG_LEVEL=3 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 : "${BATCH_dit_l_2:=128}" "${BATCH_dit_xl_2:=128}"
 : "${LIMIT:=90}" "${TEST_LIMIT:=55}" "${WORKERS:=8}"
 mkdir -p "$out"
+rm -f "$out"/*_*.json "$out"/failed_*.txt "$out/goals.md"
 
 if [ "$TEST_LIMIT" != 0 ]; then
     for backend in ${BACKENDS:-torch jax}; do

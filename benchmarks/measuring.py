@@ -196,7 +196,7 @@ def milliseconds(seconds):
     return {"median_ms": float(median), "low_ms": float(low), "high_ms": float(high)}
 
 
-def utilisation(seconds_per_step):
+def utilisation(seconds_per_step, backbone=None):
     """Model FLOPs utilisation of a training step, None where the peak is unknown.
 
     Raises:
@@ -205,7 +205,7 @@ def utilisation(seconds_per_step):
     peak = keras_imm.devices.peak_flops(FLAGS.dtype)
     if peak is None:
         return None
-    forward = keras_imm.flops.multiply_adds(build().backbone)
+    forward = keras_imm.flops.multiply_adds(backbone or build().backbone)
     flops = keras_imm.flops.training_step_flops(forward, FLAGS.batch_size)
     share = float(flops / seconds_per_step / peak)
     if share > 1:

@@ -44,7 +44,7 @@ flags.DEFINE_integer(
     "accumulation_steps",
     None,
     "Parts that a batch is computed in, one after the other. Default: as few as fit "
-    "into the device's memory, or 1 where it is not known.",
+    "into the memory of one process's device, or 1 where it is not known.",
     lower_bound=1,
 )
 flags.DEFINE_integer(
@@ -232,8 +232,8 @@ def train(task: Task, strategy: distribution.Strategy) -> None:
 def fit_into_memory(model: keras_imm.IMM, batch_size: int) -> None:
     """Computes the batch in as few parts as fit into the device, and says so."""
     available = devices.memory_bytes()
-    if available is None:
-        return
+    if available is None or distribution.process_count() > 1:
+        return  # several processes must agree on a number
     batch_size = batch_size // distribution.num_devices()
     rows = model.objective.rows_together
     steps = memory.accumulation_that_fits(model.backbone, batch_size, available, rows)

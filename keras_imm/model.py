@@ -159,7 +159,7 @@ class FlowMapModel(backend.TrainableModel):
         self.backbone = backbone
         self._objective = objective
         self.augmentation = augmentation
-        self.accumulation_steps = accumulation_steps
+        self._accumulation_steps = accumulation_steps
         self.seed = int(seed)
         self.seed_generator = keras.random.SeedGenerator(mix_seeds(self.seed))
         self._flow_map = flow_map
@@ -187,6 +187,20 @@ class FlowMapModel(backend.TrainableModel):
             )
         objective.check(self._flow_map)
         self._objective = objective
+        self._renew_step()
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Parts of a batch; another number of them is taken from the next step."""
+        return self._accumulation_steps
+
+    @accumulation_steps.setter
+    def accumulation_steps(self, accumulation_steps: int) -> None:
+        check_integer("accumulation_steps", accumulation_steps, at_least=1)
+        self._accumulation_steps = accumulation_steps
+        self._renew_step()
+
+    def _renew_step(self) -> None:
         if self.step is not None:
             self.step = self._new_step()
             self.train_function = self.test_function = None

@@ -253,6 +253,31 @@ def test_optimizer_must_not_accumulate(make_model, scaled):
         make_model({"optimizer": optimizer})
 
 
+def test_another_number_of_parts_is_taken_from_the_next_step(
+    make_model, images, labels
+):
+    def trained(steps, then):
+        optimizer = keras.optimizers.SGD(0.3)
+        model = make_model({"optimizer": optimizer}, accumulation_steps=steps)
+        parts, own_loss = [], model.objective.loss
+
+        def loss(network, particles, target):
+            parts.append(particles.t.shape[0])
+            return own_loss(network, particles, target)
+
+        model.objective.loss = loss
+        for number in (steps, then):
+            model.accumulation_steps = number
+            fit(model, images, labels, batch_size=32)
+        return model, set(parts)
+
+    model, parts = trained(1, 4)
+    assert model.accumulation_steps == 4
+    assert parts == {32, 8}
+    with pytest.raises(ValueError, match=r"`accumulation_steps` must .*=0"):
+        model.accumulation_steps = 0
+
+
 def test_accumulation_with_a_backbone_that_is_not_built(images):
     model = keras_imm.IMM(LazyBackbone(), accumulation_steps=2)
     model.compile(keras.optimizers.SGD(0.1))

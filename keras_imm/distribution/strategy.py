@@ -65,7 +65,8 @@ def initialize(
             or else all CPU devices. Not under PyTorch.
         shard_weights: Whether each device holds a part of every weight, moment and
             average, and updates that part, instead of the whole (ZeRO, FSDP): for
-            networks whose state is large beside a device's memory. JAX only.
+            networks whose state is large beside a device's memory. JAX only, on one
+            host.
 
     Returns:
         `Strategy`, in whose `scope()` the model is made.

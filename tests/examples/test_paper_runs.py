@@ -161,6 +161,7 @@ from keras_imm import memory
 paper_run.FLAGS(["paper_run"])
 backbone = keras_imm.backbones.DiT((8, 8, 1), 2, 16, 1, 2)
 model = keras_imm.IMM(backbone, group_size=4)
+model.compile("adam")
 whole = memory.training_memory(backbone, 32)
 half = whole.total - 0.5 * whole.activations
 paper_run.devices.memory_bytes = lambda: int(half / 0.85) + 1

@@ -36,6 +36,11 @@ def start(
     processes: tuple, devices: list[str] | None, shard_weights: bool = False
 ) -> Any:
     """Joins the other hosts and makes `DataParallel` the current distribution."""
+    if shard_weights and (processes[0] is not None or process_count() > 1):
+        raise ValueError(
+            "`shard_weights` must be False for several hosts, of which one writes "
+            f"files. Received: shard_weights=True, {processes[1]} processes"
+        )
     if processes[0] is not None:
         keras.distribution.initialize(*processes)
     devices = devices or keras.distribution.list_devices()

@@ -34,6 +34,9 @@ def _fold_constants(module: Any) -> None:
     for node in module.graph.nodes:
         if node.target not in copies or node.args[0].op != "get_attr":
             continue
+        literal = node.target is copies[0]
+        if not literal and not node.args[0].target.startswith("_constant_"):
+            continue  # a tensor that somebody holds, and may change
         value = node.target(getattr(module, node.args[0].target), **node.kwargs)
         key = node
         if value.numel() <= _SMALL:
@@ -84,9 +87,8 @@ def _is_state(node: Any) -> bool:
 
 def _works_in_place(node: Any) -> bool:
     """Whether a node of a graph changes one of its arguments."""
-    _, _, name = str(node.target).partition(".")
-    name, _, overload = name.partition(".")
-    return node.op == "call_function" and (name.endswith("_") or overload == "out")
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and schema.is_mutable
 
 
 def _add_biases_in_products(module: Any) -> None:

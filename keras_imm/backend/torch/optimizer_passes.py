@@ -18,6 +18,7 @@ _COUNTS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 # From where on the length of RAdam's average is above its limit of 5 in any rounding.
 _RECTIFIED = 5.5
+_LARGEST_EXPONENT = 700.0  # of a number in float64; beyond it beta^step is 0
 
 
 @contextlib.contextmanager
@@ -66,6 +67,11 @@ def _counted_steps(optimizer: Any) -> Iterator[Callable]:
     changes = iterations._version - before
     if steps is not None and changes in (0, 1):  # none where the step was left out
         _COUNTS[optimizer] = iterations, before + changes, steps + changes
+
+
+def forget_steps(optimizer: Any) -> None:
+    """Has the next step ask the device how many there were before it."""
+    _COUNTS.pop(keras_private.unwrap_optimizer(optimizer), None)
 
 
 def _with_count(function: Callable, count: Callable) -> Callable:
@@ -167,7 +173,11 @@ def _update_radam(
     longest = 2 / (1 - beta) - 1
     length = 0.0
     if longest > _RECTIFIED:
-        length = longest - 2 * step / math.expm1(-step * math.log(beta))
+        exponent = -step * math.log(beta)
+        if exponent < _LARGEST_EXPONENT:
+            length = longest - 2 * step / math.expm1(exponent)
+        else:
+            length = longest
     if tensors is None or length < _RECTIFIED:
         own(gradients, variables, learning_rate)
         return

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from keras_imm.backend import keras_private
 from keras_imm.backend.random_streams import streams_of_device
 from keras_imm.backend.torch.graphs import TracedFunction
-from keras_imm.backend.torch.optimizer_passes import fused_updates
+from keras_imm.backend.torch.optimizer_passes import forget_steps, fused_updates
 from keras_imm.backend.torch.parallel import (
     GradientMeans,
     means_over_processes,
@@ -121,6 +121,7 @@ class TrainStep:
             with torch.no_grad():
                 for value in weights + [v.value for v in rest]:
                     dist.broadcast(value.data, src=0)
+            forget_steps(self._optimizer)
             self._gradient_means = GradientMeans(weights)
 
     def _micro_batches(self, batch: Any) -> Iterator[Any]:

@@ -184,6 +184,46 @@ def test_steps_that_others_count_are_seen():
         np.testing.assert_allclose(results[:5], results[5:], rtol=2e-5)
 
 
+@pytest.mark.parametrize("steps", [100_000, 3_000_000])
+def test_radam_goes_on_for_ever(steps):
+    """beta_2^t is then 0, and RAdam's length that of the limit."""
+    import torch
+
+    from keras_imm.backend.torch.optimizer_passes import fused_updates
+
+    results = []
+    for context in (fused_updates, lambda _: contextlib.nullcontext()):
+        variable = keras.Variable(np.ones((3,), "float32"))
+        optimizer = keras_imm.optimizers.RAdam(1e-1, beta_2=0.99)
+        optimizer.build([variable])
+        optimizer.iterations.assign(steps)
+        with torch.no_grad(), context(optimizer):
+            optimizer.apply([torch.ones(3)], [variable])
+        results.append(ops.convert_to_numpy(variable))
+    assert np.all(results[0] < 1)
+    np.testing.assert_allclose(*results, rtol=2e-5)
+
+
+def test_steps_are_counted_anew_on_request():
+    """A broadcast writes past what PyTorch counts as a change."""
+    import torch
+
+    from keras_imm.backend.torch.optimizer_passes import forget_steps, fused_updates
+
+    results = []
+    for context in (fused_updates, lambda _: contextlib.nullcontext()):
+        variable = keras.Variable(np.ones((3,), "float32"))
+        optimizer = keras.optimizers.Adam(1e-1)
+        optimizer.build([variable])
+        for _ in range(2):
+            with torch.no_grad(), context(optimizer):
+                optimizer.apply([torch.ones(3)], [variable])
+            optimizer.iterations.value.data.fill_(40)
+            forget_steps(optimizer)
+        results.append(ops.convert_to_numpy(variable))
+    np.testing.assert_allclose(*results, rtol=2e-5)
+
+
 def test_an_optimizer_is_as_it_was_after_a_step_that_failed():
     from keras_imm.backend.torch.optimizer_passes import fused_updates
 
