@@ -114,6 +114,7 @@ def test_build(name, small_networks):
         assert type(getattr(model, piece)) is type(getattr(default, piece))
 
 
+@pytest.mark.slow("trains or builds for seconds")
 @pytest.mark.parametrize("name", ["cifar10", "imagenet256_dit_xl_2_stride"])
 def test_a_built_model_trains_and_samples(name, small_networks):
     shape = (4, 4, 3) if name == "cifar10" else (4, 4, 4)

@@ -316,6 +316,7 @@ def everything(model):
     return [ops.convert_to_numpy(v).astype("float64") for v in found]
 
 
+@pytest.mark.slow("trains or builds for seconds")
 @pytest.mark.parametrize("name", ["model.keras", "model.weights.h5"])
 def test_saved_and_loaded(data, tmp_path, name):
     model = make(dropout=0.1)
@@ -398,6 +399,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     assert_all_equal(everything(resumed), everything(whole))
 
 
+@pytest.mark.slow("trains or builds for seconds")
 def test_a_model_starts_from_another_one(data):
     """`clone_backbone` has the optimizer's averages; the objective's start anew."""
     source = keras_imm.IMM(make().backbone)

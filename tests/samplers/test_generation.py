@@ -154,6 +154,7 @@ def _readers():
     return [(ArrayImpl, name) for name in ("item", "__bool__", "__float__", "__int__")]
 
 
+@pytest.mark.slow("trains or builds for seconds")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("guidance", [{}, {"guidance_scale": 2.0}])
 def test_compiled_equals_layer_by_layer(make_model, name, guidance):

@@ -225,6 +225,7 @@ def live_graphs():
     return sum(issubclass(type(one), torch.fx.GraphModule) for one in gc.get_objects())
 
 
+@pytest.mark.slow("trains or builds for seconds")
 def test_graphs_of_the_last_shapes_are_kept():
     import torch
 
@@ -247,6 +248,7 @@ def test_graphs_of_the_last_shapes_are_kept():
     assert len(calls) == 2 * KEPT_GRAPHS
 
 
+@pytest.mark.slow("trains or builds for seconds")
 def test_a_trained_model_keeps_a_bounded_number_of_graphs(
     make_model, images, labels, monkeypatch
 ):

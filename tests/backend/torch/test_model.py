@@ -115,6 +115,7 @@ def fit(model, images, labels, batch_size=8):
     return model.fit(images, labels, **options).history["loss"]
 
 
+@pytest.mark.slow("trains or builds for seconds")
 @pytest.mark.parametrize(
     "cuda, options, compiles",
     [
@@ -150,6 +151,7 @@ def test_a_model_that_was_not_compiled_samples_with_a_compiled_graph(
     assert len(compiler) == 1
 
 
+@pytest.mark.slow("trains or builds for seconds")
 def test_what_cannot_be_compiled_is_said_once_and_traced(
     make_model, images, labels, monkeypatch
 ):

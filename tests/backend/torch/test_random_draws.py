@@ -298,6 +298,7 @@ def test_traced_and_called_layer_by_layer_networks_train_alike(
     assert max(moved) > 1e-3
 
 
+@pytest.mark.slow("trains or builds for seconds")
 @pytest.mark.parametrize("run_eagerly", [False, True])
 @pytest.mark.parametrize("backbone", [dit(), with_noise("Dropout", "GaussianNoise")])
 def test_both_passes_of_a_step_draw_the_same(backbone, run_eagerly, images):
@@ -346,6 +347,7 @@ def test_the_seed_decides_the_masks():
     assert first != other
 
 
+@pytest.mark.slow("trains or builds for seconds")
 def test_a_run_that_is_saved_continues_bit_for_bit(images, tmp_path):
     model = model_of(dit())
     fit_traced(model, images, epochs=1)
@@ -382,6 +384,7 @@ def test_streams_that_no_graph_can_move_run_layer_by_layer(own):
     assert len(set(history["zeros"])) == 3  # masks change
 
 
+@pytest.mark.slow("trains or builds for seconds")
 def test_what_both_passes_draw_is_drawn_once(images):
     """But for blocks that are computed again, whose masks would be kept until then."""
     import torch

@@ -69,6 +69,7 @@ def pair(make_model, **options):
     return models
 
 
+@pytest.mark.slow("trains or builds for seconds")
 @pytest.mark.parametrize(
     "options", [{}, {"accumulation_steps": 2}, {"group_size": 2}, {"num_classes": 0}]
 )
@@ -79,6 +80,7 @@ def test_both_ways_train_alike(make_model, images, labels, options):
     assert not is_traced(eager, images, labels)
 
 
+@pytest.mark.slow("trains or builds for seconds")
 def test_the_layers_are_called_once_for_each_shape(make_model, images, labels):
     model = make_model({})
     with counted_calls(model) as calls:
