@@ -18,6 +18,8 @@ from keras_imm.backend.random_streams import (
 from keras_imm.callbacks import TerminateOnNonFinite, TrainingCheckpoint
 from keras_imm.callbacks.terminate_on_non_finite import redraw_particles
 
+pytestmark = pytest.mark.slow("trains, stops and resumes whole runs")
+
 
 class Stream(keras.utils.PyDataset):
     """Other batches in every epoch, as a data set of keras_imm gives them."""

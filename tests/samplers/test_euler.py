@@ -110,6 +110,7 @@ def test_one_step(model, pair, data_std, name, times):
     )
 
 
+@pytest.mark.slow("samples 48 times")
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 20])
 def test_samples_are_those_of_numpy(model, pair, data_std, name, num_steps):
