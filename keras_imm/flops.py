@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_imm.backbones.inputs import symbolic_inputs
+from keras_imm.backbones.inputs import inputs_of_one_sample
 from keras_imm.backend import keras_private
 
 _OPERATIONS_PER_MULTIPLY_ADD = 2
@@ -47,16 +47,7 @@ def multiply_adds(backbone: keras.layers.Layer, data_shape: tuple | None = None)
         - [Peebles & Xie, 2023](https://arxiv.org/abs/2212.09748), Table 4: what they
           call Gflops are these.
     """
-    if data_shape is None:
-        data_shape = getattr(backbone, "image_shape", None)
-    if data_shape is None:
-        raise ValueError(
-            "`data_shape` must be given for a backbone without `image_shape`. "
-            f"Received: data_shape=None, a {type(backbone).__name__}"
-        )
-    if not backbone.built:
-        backbone(symbolic_inputs(backbone, data_shape))
-    return layer_multiply_adds(backbone, symbolic_inputs(backbone, data_shape, batch=1))
+    return layer_multiply_adds(backbone, inputs_of_one_sample(backbone, data_shape))
 
 
 def layer_multiply_adds(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> int:

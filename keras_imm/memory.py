@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_imm.backbones.inputs import symbolic_inputs
+from keras_imm.backbones.inputs import inputs_of_one_sample
 from keras_imm.backend import keras_private
 from keras_imm.validation import check_integer, check_rate
 
@@ -102,17 +102,10 @@ def training_memory(
     check_integer("batch_size", batch_size, at_least=1)
     check_integer("moments", moments, at_least=0)
     check_integer("averages", averages, at_least=0)
-    shape = data_shape or getattr(backbone, "image_shape", None)
-    if shape is None:
-        raise ValueError(
-            "`data_shape` must be given for a backbone without `image_shape`. "
-            f"Received: data_shape=None, a {type(backbone).__name__}"
-        )
-    if not backbone.built:
-        backbone(symbolic_inputs(backbone, shape))
+    inputs = inputs_of_one_sample(backbone, data_shape)
     trainable = _size(backbone.trainable_variables)
     width = _itemsize(backbone.compute_dtype)
-    kept = activations(backbone, symbolic_inputs(backbone, shape, batch=1))
+    kept = activations(backbone, inputs)
     return TrainingMemory(
         weights=_FLOAT32 * _size(backbone.variables),
         optimizer=_FLOAT32 * trainable * (moments + averages),

@@ -102,3 +102,31 @@ def symbolic_inputs(
         shape = (batch, backbone.augmentation_dim)
         inputs.append(keras.KerasTensor(shape, "float32"))
     return inputs
+
+
+def inputs_of_one_sample(
+    backbone: keras.layers.Layer, data_shape: tuple | None = None
+) -> list:
+    """Symbolic inputs of one sample, for a backbone that is then built.
+
+    Args:
+        backbone: The backbone; it is built if it is not.
+        data_shape: Shape of x without the batch. Default: the backbone's attribute
+            `image_shape`.
+
+    Returns:
+        List of `keras.KerasTensor`.
+
+    Raises:
+        ValueError: If the shape of the data is not known.
+    """
+    if data_shape is None:
+        data_shape = getattr(backbone, "image_shape", None)
+    if data_shape is None:
+        raise ValueError(
+            "`data_shape` must be given for a backbone without `image_shape`. "
+            f"Received: data_shape=None, a {type(backbone).__name__}"
+        )
+    if not backbone.built:
+        backbone(symbolic_inputs(backbone, data_shape))
+    return symbolic_inputs(backbone, data_shape, batch=1)

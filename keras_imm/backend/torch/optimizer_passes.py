@@ -18,7 +18,6 @@ _COUNTS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 # From where on the length of RAdam's average is above its limit of 5 in any rounding.
 _RECTIFIED = 5.5
-_LARGEST_EXPONENT = 700.0  # of a number in float64; beyond it beta^step is 0
 
 
 @contextlib.contextmanager
@@ -173,11 +172,8 @@ def _update_radam(
     longest = 2 / (1 - beta) - 1
     length = 0.0
     if longest > _RECTIFIED:
-        exponent = -step * math.log(beta)
-        if exponent < _LARGEST_EXPONENT:
-            length = longest - 2 * step / math.expm1(exponent)
-        else:
-            length = longest
+        exponent = step * math.log(beta)  # of beta^step, which becomes 0
+        length = longest + 2 * step * math.exp(exponent) / math.expm1(exponent)
     if tensors is None or length < _RECTIFIED:
         own(gradients, variables, learning_rate)
         return

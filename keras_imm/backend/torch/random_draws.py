@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 import torch
+from torch import library as custom_operators
 from torch._subclasses import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
@@ -121,7 +122,7 @@ def _words(seed: Any, shape: Any) -> tuple[Any, Any]:
 
 # -- The operations that draw with PyTorch's generator
 
-_OPERATIONS = torch.library.Library("keras_imm", "DEF")
+_OPERATIONS = custom_operators.Library("keras_imm", "DEF")
 
 
 def _operation(schema: str, dtype_of: Any) -> Any:
@@ -132,7 +133,7 @@ def _operation(schema: str, dtype_of: Any) -> Any:
         _OPERATIONS.define(schema)
         _OPERATIONS.impl(name, function, "CPU")
 
-        @torch.library.register_fake(f"keras_imm::{name}", lib=_OPERATIONS)
+        @custom_operators.register_fake(f"keras_imm::{name}", lib=_OPERATIONS)
         def _(seed, shape, *others):
             return seed.new_empty(shape, dtype=dtype_of(*others))
 
