@@ -97,3 +97,8 @@ def test_failures_are_written_as_they_happen(tmp_path):
     assert run_code(code, "benchmarks").returncode == 1
     (line,) = log.read_text().splitlines()
     assert "test_wrong" in line and "assert (1 + 1) == 3" in line
+    log.unlink()
+    (tmp_path / "test_one.py").write_text("import no_such_module\n")
+    assert run_code(code, "benchmarks").returncode != 0
+    (line,) = log.read_text().splitlines()
+    assert "test_one.py" in line and "no_such_module" in line

@@ -116,6 +116,25 @@ def test_a_function_that_asks_for_values_is_called_as_it_is():
     np.testing.assert_array_equal(numpy(result), [3.0, 3.0])
 
 
+@pytest.mark.parametrize("shifts", [False, True])
+def test_a_tensor_that_somebody_holds_is_read_in_every_call(shifts, no_warnings):
+    """Also where it is cast, as constants are; integers of draws are shifted."""
+    import torch
+
+    held = torch.ones(2)
+
+    def function(x):
+        x = x >> 1 if shifts else x
+        return x.to(torch.float64) + held.to(torch.float64)
+
+    call = trace(function)
+    x = torch.tensor([2, 4])
+    start = np.array([1.0, 2.0]) if shifts else np.array([2.0, 4.0])
+    for value in (1.0, 5.0):
+        held.fill_(value)
+        np.testing.assert_array_equal(numpy(call(x)), start + value)
+
+
 @pytest.fixture
 def no_warnings():
     with warnings.catch_warnings():
