@@ -356,6 +356,29 @@ class TestRemat:
 
         assert products(remat=True) == 2 * products(remat=False) > 0
 
+    def test_what_lies_between_products_runs_again(self, backend):
+        x, c_t, c_s = inputs()
+
+        def activations(remat):
+            """How often a perceptron's activation is in the gradient."""
+            backbone = randomized(dit(dropout=0.3, remat=remat))
+            calls = []
+            for block in backbone.blocks:
+                mlp = block.mlp
+                block.mlp = lambda *a, mlp=mlp, **k: calls.append(a) or mlp(*a, **k)
+
+            def loss(x):
+                return ops.sum(backbone([x, c_t, c_s], training=True))
+
+            if backend != "jax":
+                value_and_gradient(loss, x)
+                return len(calls)
+            import jax  # calls a perceptron once, to trace it
+
+            return str(jax.make_jaxpr(jax.grad(loss))(x)).count("tanh")
+
+        assert activations(remat="products") == 2 * activations(remat=False) > 0
+
     def test_weights_are_those_without(self, tmp_path):
         backbone, rematerialized = randomized(dit()), dit(remat=True)
         rematerialized.build()
