@@ -42,6 +42,17 @@ flags.DEFINE_bool(
     "drop_target_labels", True, "Whether a label is dropped in the target's pass too."
 )
 flags.DEFINE_float("time_scale", 1000.0, "Factor of the times that the network sees.")
+flags.DEFINE_enum(
+    "second_time", "s", ["s", "stride"], "Second time that the network sees."
+)
+flags.DEFINE_enum(
+    "times", "uniform", ["uniform", "logit_normal"], "Distribution of (s, t)."
+)
+flags.DEFINE_float("times_mean", -0.4, "Mean of the logit of logit-normal times.")
+flags.DEFINE_float("times_std", 1.0, "Standard deviation of that logit.")
+flags.DEFINE_float(
+    "flow_matching_share", 0.0, "Share of the groups that learn the flow's velocity."
+)
 flags.DEFINE_integer(
     "k", 12, "Gap of the mapping r(s, t): (eta(T) - eta(0)) / 2^k.", lower_bound=1
 )
@@ -110,6 +121,12 @@ def build_optimizer(learning_rate):
     )
 
 
+def times():
+    if FLAGS.times == "uniform":
+        return "uniform"
+    return keras_imm.time_distributions.LogitNormal(FLAGS.times_mean, FLAGS.times_std)
+
+
 def build_model():
     model = keras_imm.IMM(
         build_backbone(),
@@ -120,13 +137,15 @@ def build_model():
         ),
         kernel="laplace",
         weighting=keras_imm.weightings.ELBO(a=FLAGS.a, b=FLAGS.b),
-        second_time="s",
+        second_time=FLAGS.second_time,
         time_scale=FLAGS.time_scale,
         group_size=FLAGS.group_size,
         sigma_data=digits_data.SIGMA_DATA,
         label_dropout=FLAGS.label_dropout,
         drop_target_labels=FLAGS.drop_target_labels,
         seed=FLAGS.seed,
+        times=times(),
+        flow_matching_share=FLAGS.flow_matching_share,
     )
     model.compile(optimizer=build_optimizer(learning_rate()))
     return model

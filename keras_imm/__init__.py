@@ -21,6 +21,7 @@ from keras_imm import (
     samplers,
     schedules,
     serving,
+    time_distributions,
     time_mappings,
     weightings,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "samplers",
     "schedules",
     "serving",
+    "time_distributions",
     "time_mappings",
     "weightings",
 ]

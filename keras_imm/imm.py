@@ -9,6 +9,7 @@ from keras_imm import (
     objectives,
     parameterizations,
     schedules,
+    time_distributions,
     time_mappings,
     weightings,
 )
@@ -22,6 +23,8 @@ _OF_OBJECTIVE = (
     "group_size",
     "label_dropout",
     "drop_target_labels",
+    "times",
+    "flow_matching_share",
 )
 
 
@@ -59,6 +62,10 @@ class IMM(FlowMapModel):
             Algorithm 3, or in the pass with gradient alone.
         seed: Integer that starts the model's one random stream.
         augmentation: As in `FlowMapModel`.
+        times: "uniform", "logit_normal" or a
+            `keras_imm.time_distributions.TimeDistribution` of (s, t).
+        flow_matching_share: Share in [0, 1) of the groups that learn the flow's
+            velocity in place of jumps; see `keras_imm.objectives.MomentMatching`.
         **kwargs: `name` and other arguments of `keras.Model`.
 
     Raises:
@@ -99,6 +106,8 @@ class IMM(FlowMapModel):
         drop_target_labels: bool = True,
         seed: int = 0,
         augmentation: keras.layers.Layer | None = None,
+        times: str | time_distributions.TimeDistribution = "uniform",
+        flow_matching_share: float = 0.0,
         **kwargs: Any,
     ):
         # None, which has the objective choose in `FlowMapModel`, is no value here.
@@ -114,6 +123,8 @@ class IMM(FlowMapModel):
                 group_size=group_size,
                 label_dropout=label_dropout,
                 drop_target_labels=drop_target_labels,
+                times=times,
+                flow_matching_share=flow_matching_share,
             ),
             schedule=schedules.get(schedule),
             parameterization=parameterizations.get(parameterization),
@@ -157,6 +168,16 @@ class IMM(FlowMapModel):
     def drop_target_labels(self) -> bool:
         """Whether a dropped label is dropped in both passes."""
         return self.objective.drop_target_labels
+
+    @property
+    def times(self) -> time_distributions.TimeDistribution:
+        """The objective's distribution of (s, t)."""
+        return self.objective.times
+
+    @property
+    def flow_matching_share(self) -> float:
+        """Share of the groups that learn the flow's velocity."""
+        return self.objective.flow_matching_share
 
     def get_config(self) -> dict:
         """Constructor arguments, for saving."""

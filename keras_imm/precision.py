@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -28,6 +29,7 @@ def maximum(x: Any, y: Any) -> Any:
 
     `keras.ops.maximum` returns float32 for float64 under PyTorch. NaN in `x` stays.
     """
+    y = _like(y, x)
     return ops.where(x < y, y, x)
 
 
@@ -36,7 +38,16 @@ def minimum(x: Any, y: Any) -> Any:
 
     `keras.ops.minimum` returns float32 for float64 under PyTorch. NaN in `x` stays.
     """
+    y = _like(y, x)
     return ops.where(x > y, y, x)
+
+
+def _like(y: Any, x: Any) -> Any:
+    """A number in the dtype of `x`: PyTorch's `where` would round it to float32."""
+    if isinstance(y, (int, float)):
+        dtype = keras.backend.standardize_dtype(x.dtype)
+        return ops.convert_to_tensor(np.asarray(y, dtype))
+    return y
 
 
 def mean(x: Any, axis: tuple[int, ...] | None = None) -> Any:

@@ -164,6 +164,8 @@ def test_config_round_trip(make_model):
         "label_dropout": 0.3,
         "drop_target_labels": False,
         "seed": 5,
+        "times": keras_imm.time_distributions.LogitNormal(mean=0.1),
+        "flow_matching_share": 0.25,
         "name": "model",
     }
     model = make_model(**arguments)

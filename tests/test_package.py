@@ -31,6 +31,7 @@ FLOORS = [
             "kernels",
             "parameterizations",
             "schedules",
+            "time_distributions",
             "time_mappings",
             "weightings",
         ),

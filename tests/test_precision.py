@@ -32,10 +32,11 @@ def test_wide_inputs_stay(dtype):
 def test_maximum_and_minimum(dtype):
     x, y = np.array([[1, 2, 3, np.nan], [2, 2, 1, 0]], dtype)
     for function, expected in [(maximum, np.maximum), (minimum, np.minimum)]:
-        for other in (ops.convert_to_tensor(y), 2.0):
+        for other in (ops.convert_to_tensor(y), 2.0, 1 / 3):  # 1 / 3: many digits
             z = function(ops.convert_to_tensor(x), other)
             assert dtype_of(z) == dtype
-            other = ops.convert_to_numpy(other)
+            if not isinstance(other, float):
+                other = ops.convert_to_numpy(other)
             np.testing.assert_array_equal(ops.convert_to_numpy(z), expected(x, other))
 
 

@@ -1,23 +1,29 @@
 """The objective of Inductive Moment Matching: Algorithm 3 and Eq. 67."""
 
+import fractions
+import math
 from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
-from keras_imm import kernels, time_mappings, weightings
-from keras_imm.flow_map import FlowMap, Network, per_sample
+from keras_imm import kernels, time_distributions, time_mappings, weightings
+from keras_imm.flow_map import Coefficients, FlowMap, Network, per_sample
+from keras_imm.objectives.flow_matching import check_velocity, path_velocity
 from keras_imm.objectives.mmd import grouped_mmd
 from keras_imm.objectives.objective import Objective
-from keras_imm.precision import at_least_float32, maximum, mean, minimum
+from keras_imm.precision import at_least_float32, maximum, mean
 from keras_imm.validation import (
     check_batch_size,
     check_boolean,
-    check_instance,
     check_integer,
+    check_number,
 )
 
 _MIN_C_OUT = 1e-6
+_PIECES = ("time_mapping", "kernel", "weighting", "times")
+_MAX_PERIOD = 16  # groups after which the roles of a share repeat
+_MIN_SQUARED_ERROR = 0.01  # c of MeanFlow's adaptive weight, in units of sigma_data^2
 
 
 class Particles(NamedTuple):
@@ -31,6 +37,8 @@ class Particles(NamedTuple):
         t: Times the output starts from, shape (batch,).
         labels: Integer labels of the output's pass, shape (batch,), or None.
         target_labels: Integer labels of the target's pass, shape (batch,), or None.
+        velocity: alpha'(t) x + sigma'(t) noise, the shape of `x_t`, or None where no
+            group is for flow matching.
     """
 
     x_t: Any
@@ -40,6 +48,7 @@ class Particles(NamedTuple):
     t: Any
     labels: Any = None
     target_labels: Any = None
+    velocity: Any = None
 
 
 @keras.saving.register_keras_serializable(package="keras_imm.objectives")
@@ -57,16 +66,24 @@ class MomentMatching(Objective):
         drop_target_labels: Whether a dropped label is dropped in both passes, as in
             Algorithm 3, or (False) in the pass with gradient alone.
         total_steps: As in `Objective`; not used.
+        times: Name or `keras_imm.time_distributions.TimeDistribution` of (s, t).
+        flow_matching_share: Share of the groups that learn the flow's velocity (s = t)
+            in place of jumps: a fraction in [0, 1) with a denominator of at most 16,
+            such as 0.25. The last groups of every run of that many have this role.
+            Their loss is the limit of the Laplace kernel's as s, r -> t: w(t, t) times
+            the norm of the velocity's error in units of sigma_data, so that neither
+            role has a weight of its own.
 
     Raises:
         ValueError: If an argument is out of its range.
 
     Reference:
         - [Zhou et al., 2025](https://arxiv.org/abs/2503.07565), Algorithm 3
+        - [Geng et al., 2025](https://arxiv.org/abs/2505.13447), Section 4, for a share
+          of s = t and the norm's constant
     """
 
     network_passes = 4.0  # the target, the output, and its backward pass
-    rows_argument = "group_size"
 
     def __init__(
         self,
@@ -77,24 +94,44 @@ class MomentMatching(Objective):
         label_dropout: float = 0.1,
         drop_target_labels: bool = True,
         total_steps: int | None = None,
+        times: str | time_distributions.TimeDistribution = "uniform",
+        flow_matching_share: float = 0.0,
     ):
         super().__init__(label_dropout=label_dropout, total_steps=total_steps)
         check_integer("group_size", group_size, at_least=1)
         check_boolean("drop_target_labels", drop_target_labels)
+        check_number(
+            "flow_matching_share",
+            flow_matching_share,
+            f"a fraction in [0, 1) with a denominator of at most {_MAX_PERIOD}",
+            lambda share: 0 <= share < 1 and abs(_fraction(share) - share) < 1e-6,
+        )
         self.time_mapping = time_mappings.get(time_mapping)
         self.kernel = kernels.get(kernel)
         self.weighting = weightings.get(weighting)
         self.group_size = group_size
         self.drop_target_labels = drop_target_labels
+        self.times = time_distributions.get(times)
+        self.flow_matching_share = flow_matching_share
+        share = _fraction(flow_matching_share)
+        self._roles = share.denominator - share.numerator, share.denominator
 
     @property
     def rows_together(self) -> int:
-        """A group of particles."""
-        return self.group_size
+        """A group of particles, or as many as the roles of groups take to repeat."""
+        return self.group_size * self._roles[1]
+
+    @property
+    def rows_argument(self) -> str:
+        """What messages call that number."""
+        period = self._roles[1]
+        return "group_size" if period == 1 else f"group_size * {period}"
 
     def check(self, flow_map: FlowMap) -> None:
         times = flow_map.min_time, flow_map.max_time
         self.time_mapping.check(flow_map.schedule, *times)
+        if self.flow_matching_share:
+            check_velocity(flow_map)
 
     def draw(
         self,
@@ -108,18 +145,22 @@ class MomentMatching(Objective):
         """Algorithm 3 up to the networks: times, noise and dropped labels.
 
         Raises:
-            ValueError: If the group size does not divide the batch, or `seed` is
-                not a seed generator.
+            ValueError: If the group size, times the groups after which roles repeat,
+                does not divide the batch, or `seed` is not a seed generator.
         """
-        check_batch_size(x.shape[0], self.group_size)
+        rows = self.rows_together
+        check_batch_size(x.shape[0], rows, rows_argument=self.rows_argument)
         x = at_least_float32(x)
         dtype = keras.backend.standardize_dtype(x.dtype)
         min_time, max_time = network.min_time, network.max_time
 
         # (s, r, t) once per group
         groups = (ops.shape(x)[0] // self.group_size,)
-        s, t = sample_times(groups, min_time, max_time, seed, dtype)
+        s, t = self.times.sample_pairs(groups, min_time, max_time, seed, dtype)
         r = self.time_mapping(network.schedule, s, t, min_time, max_time)
+        if self.flow_matching_share:
+            matches_flow = self._matches_flow(groups[0])
+            s, r = (ops.where(matches_flow, t, time) for time in (s, r))
         s, r, t = (ops.repeat(time, self.group_size, axis=0) for time in (s, r, t))
 
         # eps ~ N(0, sigma_d^2 I)
@@ -164,7 +205,10 @@ class MomentMatching(Objective):
         # x_r = DDIM(x_t, x, r, t)
         skip, out = schedule.ddim_coefficients(r, t)
         x_r = per_sample(skip, x) * x_t + per_sample(out, x) * x
-        return Particles(x_t, x_r, s, r, t, labels, target_labels)
+        velocity = None
+        if self.flow_matching_share:
+            velocity = path_velocity(schedule, x, noise, t)
+        return Particles(x_t, x_r, s, r, t, labels, target_labels, velocity)
 
     def target(self, network: Network, particles: Particles) -> Any:
         """y^- = f_{s,r}(x_r), with the current weights; shape (batch, ...)."""
@@ -173,6 +217,8 @@ class MomentMatching(Objective):
 
     def loss(self, network: Network, particles: Particles, target: Any) -> Any:
         """Mean over the groups of w(s, t) times their squared MMD (Eq. 67).
+
+        Groups that match the flow have a loss of their own in place of it.
 
         Args:
             network: The network, differentiable.
@@ -183,7 +229,7 @@ class MomentMatching(Objective):
             Scalar tensor, float32 or wider.
         """
         p = particles
-        c = network.coefficients(p.s, p.t)
+        c = self._coefficients(network, p)
         y = network.flow_map(p.x_t, p.t, p.s, p.labels, coefficients=c)  # f_{s,t}(x_t)
 
         s, t, c_out = (each[:: self.group_size] for each in (p.s, p.t, c.c_out))
@@ -192,24 +238,72 @@ class MomentMatching(Objective):
         weight = self.weighting(network.schedule, s, t)
         # At s = t both passes are the identity: exactly 0, whatever is rounded.
         weight = ops.where(s < t, weight, ops.zeros_like(weight))
-        return mean(weight * mmd)
+        loss = mean(weight * mmd)
+        if self.flow_matching_share:
+            loss = loss + self._flow_matching_loss(network, p, velocity=y)
+        return loss
+
+    def _matches_flow(self, groups: Any) -> Any:
+        """Which groups are for flow matching, shape (groups,)."""
+        jumps, period = self._roles
+        return ops.arange(groups, dtype="int32") % period >= jumps
+
+    def _coefficients(self, network: Network, p: Particles) -> Coefficients:
+        """Those with which the network's output becomes f_{s,t}, or the velocity."""
+        c = network.coefficients(p.s, p.t)
+        if not self.flow_matching_share:
+            return c
+        of_velocity = network.parameterization.velocity_coefficients(
+            network.schedule, p.t, network.sigma_data
+        )
+        matches_flow = self._matches_flow(ops.shape(p.t)[0] // self.group_size)
+        matches_flow = ops.repeat(matches_flow, self.group_size, axis=0)
+        pairs = zip(of_velocity, c, strict=True)
+        return Coefficients(*(ops.where(matches_flow, *pair) for pair in pairs))
+
+    def _flow_matching_loss(self, network: Network, p: Particles, velocity: Any) -> Any:
+        """Mean over all groups of the loss of those that match the flow, else 0.
+
+        It has the gradient of w(t, t) 2 / (M^2 D) sum_j ||e_j|| with the error e of
+        the velocity in units of sigma_data, but for errors below 0.1.
+        """
+        M, D = self.group_size, math.prod(velocity.shape[1:])
+        error = (velocity - p.velocity) / network.sigma_data
+        squared = ops.sum(ops.square(self._flow_rows(error)), axis=-1)
+        norm = ops.stop_gradient(ops.sqrt(squared + _MIN_SQUARED_ERROR))
+        t = self._flow_rows(p.t)[..., 0]
+        weight = self.weighting(network.schedule, t, t)
+        return self.flow_matching_share * mean(weight * squared / norm) / (M * D)
+
+    def _flow_rows(self, x: Any) -> Any:
+        """Rows that match the flow, shape (runs, rows of a run, values of a row)."""
+        jumps, period = self._roles
+        run = period * self.group_size
+        x = ops.reshape(x, (-1, run, math.prod(x.shape[1:])))
+        return x[:, jumps * self.group_size :]
 
     def get_config(self) -> dict:
         return super().get_config() | {
             **{
                 name: keras.saving.serialize_keras_object(getattr(self, name))
-                for name in ("time_mapping", "kernel", "weighting")
+                for name in _PIECES
             },
             "group_size": self.group_size,
             "drop_target_labels": self.drop_target_labels,
+            "flow_matching_share": self.flow_matching_share,
         }
 
     @classmethod
     def from_config(cls, config: dict) -> "MomentMatching":
         config = dict(config)
-        for name in ("time_mapping", "kernel", "weighting"):
-            config[name] = keras.saving.deserialize_keras_object(config[name])
+        for name in _PIECES:
+            if name in config:  # `times` is not in a file of 0.1.0
+                config[name] = keras.saving.deserialize_keras_object(config[name])
         return cls(**config)
+
+
+def _fraction(share: float) -> fractions.Fraction:
+    return fractions.Fraction(share).limit_denominator(_MAX_PERIOD)
 
 
 def sample_times(
@@ -219,22 +313,6 @@ def sample_times(
     seed: keras.random.SeedGenerator,
     dtype: str = "float32",
 ) -> tuple[Any, Any]:
-    """Draws t ~ U(min_time, max_time) and s | t ~ U(min_time, t).
-
-    Args:
-        shape: Shape of the times, such as (groups,).
-        min_time: Start of the time range (epsilon in the paper).
-        max_time: End of the time range (T in the paper).
-        seed: Seed generator; an integer would draw t and s alike.
-        dtype: Dtype of the times.
-
-    Returns:
-        s and t, each of the given shape, min_time <= s <= t <= max_time.
-
-    Raises:
-        ValueError: If `seed` is not a seed generator.
-    """
-    check_instance("seed", seed, keras.random.SeedGenerator)
-    t = keras.random.uniform(shape, min_time, max_time, dtype=dtype, seed=seed)
-    fraction = keras.random.uniform(shape, dtype=dtype, seed=seed)
-    return minimum(min_time + fraction * (t - min_time), t), t
+    """`keras_imm.time_distributions.Uniform().sample_pairs`, by its name of 0.1.0."""
+    uniform = time_distributions.Uniform()
+    return uniform.sample_pairs(shape, min_time, max_time, seed, dtype)

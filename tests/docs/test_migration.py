@@ -92,6 +92,7 @@ def test_signatures_are_as_the_page_says():
     assert set(config) - {"total_steps"} == {
         *("time_mapping", "kernel", "weighting", "group_size"),
         *("label_dropout", "drop_target_labels"),
+        *("times", "flow_matching_share"),
     }
     draw = ["network", "x", "labels", "seed", "progress", "training"]
     assert arguments(MomentMatching.draw) == draw

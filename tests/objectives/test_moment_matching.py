@@ -11,7 +11,13 @@ from function_network import FunctionNetwork
 from keras import ops
 from kernel_formulas import KERNELS, every_kernel
 
-from keras_imm import backend, kernels, time_mappings, weightings
+from keras_imm import (
+    backend,
+    kernels,
+    time_distributions,
+    time_mappings,
+    weightings,
+)
 from keras_imm.flow_map import FlowMap, Network
 from keras_imm.objectives import MomentMatching
 from keras_imm.objectives.moment_matching import Particles
@@ -26,8 +32,12 @@ GROUPS, M, DIMENSION = 6, 4, 12
 
 
 class TestMomentMatchingContract(ObjectiveContract):
-    @pytest.fixture(params=["group", "one particle"])
+    @pytest.fixture(params=["group", "one particle", "flow matching"])
     def instance(self, request):
+        if request.param == "flow matching":
+            return MomentMatching(
+                group_size=2, times="logit_normal", flow_matching_share=0.25
+            )
         if request.param == "one particle":
             return MomentMatching(kernel="energy", group_size=1)
         return MomentMatching(
@@ -388,7 +398,7 @@ def test_generative_moment_matching_network(parameterization, schedule, kernel):
 def test_flow_map_is_called_with_the_particles():
     """f_{s,t}(x_t) with the labels, f_{s,r}(x_r) with the target's labels."""
     case, calls = Case(), []
-    names = ("x_t", "x_r", "s", "r", "t", "labels", "target_labels")
+    names = ("x_t", "x_r", "s", "r", "t", "labels", "target_labels", "velocity")
     s, t = random_times("float32", 0.99)
     particles = case.noised(*data(), s, t, t)._replace(
         s="s", r="r", labels="labels", target_labels="target labels"
@@ -410,6 +420,141 @@ def test_flow_map_is_called_with_the_particles():
     assert t is s is particles.t
     assert labels == "labels"
     assert not calls
+
+
+# -- A share of flow matching
+
+
+def with_share(share, **options):
+    return Case(flow_matching_share=share, **options)
+
+
+def flow_groups(share, groups):
+    """Which groups match the flow: the last of every run."""
+    period = {0.25: 4, 0.5: 2, 2 / 3: 3}[share]
+    return np.arange(groups) % period >= period - round(share * period)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rtol"),
+    [
+        ("float32", 1e-5),
+        pytest.param(*FLOATS[1].values, 1e-11, marks=FLOATS[1].marks),
+    ],
+)
+@pytest.mark.parametrize("share", [0.5, 2 / 3])
+@every_defined
+def test_loss_with_a_share_of_flow_matching(
+    parameterization, schedule, share, dtype, rtol
+):
+    """Eq. 67 of some groups; of the others w(t, t) |e|^2 / sqrt(|e|^2 + c) / (M D)."""
+    case = with_share(
+        share,
+        schedule=schedule,
+        parameterization=parameterization,
+        min_time=0.006,  # identity has no velocity at 0
+    )
+    max_time = MAX_TIME[schedule]
+    x, noise = data(dtype)
+    s, t = random_times(dtype, max_time)
+    s = np.maximum(s, np.asarray(0.006, dtype))
+    r = reference.r("eta_decrement", schedule, s, t, 6, 0.0, 0.006, max_time)
+    r = r.astype(dtype)
+    flow = flow_groups(share, GROUPS)
+    s[flow] = r[flow] = t[flow]
+    loss = case.loss(x, noise, s, r, t)
+    assert dtype_of(loss) == dtype
+
+    network = network_in_numpy(schedule)
+    formula = KERNELS["laplace"][1]
+    rows = np.repeat(flow, M)
+    matched = reference.loss(
+        network,
+        *(x[~rows], noise[~rows], s[~flow], r[~flow], t[~flow]),
+        *(parameterization, schedule, formula, M, A, B),
+    )
+    x, noise, times = map(reference.float64, (x[rows], noise[rows], np.repeat(t, M)))
+    times = times[rows]
+
+    def at(of):
+        return of(schedule, times)[:, None]
+
+    x_t = at(reference.alpha) * x + at(reference.sigma) * noise
+    v = at(reference.alpha_derivative) * x + at(reference.sigma_derivative) * noise
+    skip, out = reference.velocity_coefficients(
+        parameterization, schedule, times, SIGMA_DATA
+    )
+    u = skip[:, None] * x_t + out[:, None] * network(x_t, times, times)
+    squared = np.sum(((u - v) / SIGMA_DATA) ** 2, axis=1)
+    of_rows = squared / np.sqrt(squared + 0.01) / (M * DIMENSION)
+    of_rows *= reference.weight(schedule, times, A, B)
+    expected = np.mean(~flow) * matched + np.mean(flow) * np.mean(of_rows)
+    np.testing.assert_allclose(numpy(loss), expected, rtol=rtol)
+
+
+@pytest.mark.parametrize("dtype", FLOATS[1:])
+def test_flow_matching_is_the_limit_of_moment_matching(dtype):
+    """The gradient at s = t is that of the Laplace kernel as r and then s go to t."""
+    case = with_share(0.5, parameterization="euler_fm")
+    half = (GROUPS // 2, 1, M, DIMENSION)
+    # Groups 2 i and 2 i + 1 are the same, but for their times.
+    x, noise = (
+        np.tile(a.reshape(half), (1, 2, 1, 1)).reshape(-1, DIMENSION)
+        for a in data(dtype, batch=GROUPS // 2 * M)
+    )
+    t = np.repeat(np.linspace(0.2, 0.8, GROUPS // 2), 2).astype(dtype)
+    s, r = t - 1e-3, t - 1e-7
+    flow = flow_groups(0.5, GROUPS)
+    s[flow] = r[flow] = t[flow]
+    particles = case.noised(x, noise, s, r, t)
+    x_t, x_r = numpy(particles.x_t), numpy(particles.x_r)
+    s, r, t = map(numpy, (particles.s, particles.r, particles.t))
+    g = network_in_numpy("flow_matching")(x_t, t, t)
+    target = ops.convert_to_tensor(x_r - (r - s)[:, None] * SIGMA_DATA * g)
+    _, gradient = value_and_gradient(
+        lambda g: case.loss_of_output(g, particles, target), g
+    )
+    below, at = gradient.reshape(-1, 2, M, DIMENSION).swapaxes(0, 1)
+    assert np.linalg.norm(at) > 0
+    # The constant under the root is 0.01 of squared norms near 12.
+    assert np.linalg.norm(below - at) < 2e-3 * np.linalg.norm(at)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_draw_with_a_share_of_flow_matching(share):
+    case = with_share(share, time_mapping=time_mappings.EtaDecrement(k=4))
+    groups = 512
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(groups * M, 2)).astype("float32")
+    seed = keras.random.SeedGenerator(0)
+    draw = case.objective.draw
+    p = draw(case.network, ops.convert_to_tensor(x), None, seed, None, True)
+    s, r, t = (numpy(time).reshape(groups, M) for time in (p.s, p.r, p.t))
+    flow = flow_groups(share, groups)
+    assert np.all(s[flow] == t[flow])
+    assert np.all(r[flow] == t[flow])
+    assert np.all(s[~flow] < t[~flow])
+    assert len(np.unique(t[:, 0])) > 500
+    # alpha' x + sigma' noise = noise - x, and x_t = (1 - t) x + t noise.
+    x_t, velocity, t = numpy(p.x_t), numpy(p.velocity), t.reshape(-1, 1)
+    np.testing.assert_allclose(x_t - t * velocity, x, atol=1e-5)
+
+
+def test_a_share_needs_whole_runs_of_groups():
+    case = with_share(0.25)
+    assert case.objective.rows_together == 4 * M
+    seed = keras.random.SeedGenerator(0)
+    with pytest.raises(ValueError, match=r"`group_size \* 4`.*batch size 24"):
+        case.objective.draw(case.network, data()[0], None, seed, None, True)
+
+
+def test_a_config_of_before_has_uniform_times_and_no_share():
+    config = MomentMatching(group_size=2).get_config()
+    del config["times"], config["flow_matching_share"]
+    objective = MomentMatching.from_config(config)
+    assert isinstance(objective.times, time_distributions.Uniform)
+    assert objective.flow_matching_share == 0
+    assert objective.rows_together == 2
 
 
 # -- Draws
@@ -516,6 +661,8 @@ def test_draws_repeat_with_the_seed_and_differ_from_each_other():
     draw, again, other = (Draw(seed=seed) for seed in (3, 3, 4))
     first, second = draw(), draw()
     for a, b, c, d in zip(first, again(), second, other(), strict=True):
+        if a is None:  # the velocity
+            continue
         np.testing.assert_array_equal(a, b)
         assert np.any(a != c)
         assert np.any(a != d)
@@ -547,7 +694,14 @@ def test_an_integer_seed_is_refused():
         ({"min_time": -0.1}, "min_time=-0.1"),
         ({"label_dropout": 1.5}, "label_dropout=1.5"),
         ({"drop_target_labels": 1}, "drop_target_labels=1"),
-        ({"schedule": "cosine", "parameterization": "euler_fm"}, "schedule=<"),
+        ({"times": "normal"}, "times='normal'"),
+        ({"flow_matching_share": 1.0}, "flow_matching_share=1.0"),
+        ({"flow_matching_share": -0.25}, "flow_matching_share=-0.25"),
+        ({"flow_matching_share": 0.26}, "flow_matching_share=0.26"),
+        (
+            {"min_time": 0, "flow_matching_share": 0.5, "parameterization": "identity"},
+            "parameterization=Identity",
+        ),
     ],
 )
 def test_arguments_are_checked(options, message):
