@@ -237,6 +237,81 @@ def test_threads_may_trace_at_once(no_warnings):
         assert calls.count((size,)) == traced_and_called
 
 
+@pytest.fixture
+def compiler(monkeypatch):
+    """A compiler that raises the next of a list of errors, or doubles the results.
+
+    Returns the list, where None is for a graph that compiles, and the sizes it saw.
+    """
+    from keras_imm.backend.torch import graphs
+
+    errors, sizes = [], []
+
+    def compile_graph(module, tensors):
+        sizes.append(len(tensors[0]))
+        error = errors.pop(0) if errors else None
+        if error is not None:
+            raise error
+        return lambda *args: [2.0 * result for result in module(*args)]
+
+    monkeypatch.setattr(graphs, "compile_graph", compile_graph)
+    return errors, sizes
+
+
+def doubles(call, size):
+    """Whether the compiled graph runs."""
+    import torch
+
+    found = numpy(call(torch.ones(size)))
+    np.testing.assert_array_equal(found, np.full(size, found[0]))
+    return {3.0: False, 6.0: True}[float(found[0])]
+
+
+def test_shapes_that_cannot_be_compiled_run_as_traced_and_others_compiled(compiler):
+    errors, sizes = compiler
+    errors += [RuntimeError("no such kernel"), None, RuntimeError("no such kernel")]
+    calls = []
+    call = trace(lambda x: calls.append(len(x)) or 3.0 * x, jit_compile=True)
+    with pytest.warns(UserWarning, match="could not compile.*no such kernel") as warned:
+        for _ in range(2):
+            assert [doubles(call, n) for n in (1, 2, 3, 4)] == [0, 1, 0, 1]
+    assert sum("could not compile" in str(w.message) for w in warned) == 1
+    assert calls == sizes == [1, 2, 3, 4]
+
+
+def test_a_compiler_that_always_fails_is_asked_three_times(compiler):
+    errors, sizes = compiler
+    errors += [RuntimeError("a"), RuntimeError("b"), None, *3 * [RuntimeError("c")]]
+    call = trace(lambda x: 3.0 * x, jit_compile=True)
+    with pytest.warns(UserWarning, match="could not compile"):
+        found = [doubles(call, size) for size in range(1, 9)]
+    assert found == [0, 0, 1, 0, 0, 0, 0, 0]
+    assert sizes == [1, 2, 3, 4, 5, 6]
+    assert doubles(call, 3)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("name", ["OutOfMemoryError", "MemoryError"])
+def test_memory_that_lacks_while_compiling_is_the_callers_error(
+    compiler, no_warnings, name, wrapped
+):
+    """Also where Inductor wraps it; the function is not called layer by layer."""
+    import torch
+    from torch._inductor.exc import InductorError
+
+    error = getattr(torch, name, MemoryError)("of this card")
+    errors, sizes = compiler
+    calls = []
+    call = trace(lambda x: calls.append(len(x)) or 3.0 * x, jit_compile=True)
+    for _ in range(4):
+        errors.append(InductorError(error, None) if wrapped else error)
+        with pytest.raises(type(error)) as raised:
+            call(torch.ones(2))
+        assert raised.value is error
+    assert calls == sizes == 4 * [2]
+    assert doubles(call, 2)
+
+
 def live_graphs():
     import torch
 
