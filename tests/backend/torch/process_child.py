@@ -163,16 +163,28 @@ def few_buffers():
         parallel._BUFFER_BYTES = 64
         sent, all_sent = [], sent
         small = means(gradients)
+        sent, sent_small = [], sent
+        late = means(only(rank, weights))
+        again = means(gradients)
     finally:
         dist.all_reduce = all_reduce
-    late = [torch.ones_like(w) for w in weights]
+    runs_of = {"means": found, "small": small, "late": late, "again": again}
     return {
         "sent": all_sent,
-        "sent_small": sent,
-        "means": [None if m is None else m.tolist() for m in found],
-        "small": [None if m is None else m.tolist() for m in small],
-        "late": runs.error(lambda: means(late)),
+        "sent_small": sent_small,
+        **{
+            name: [None if m is None else m.tolist() for m in means]
+            for name, means in runs_of.items()
+        },
     }
+
+
+def only(rank, weights):
+    """Gradients of two weights that one process has, and of one that the other has."""
+    gradients = [None] * len(weights)
+    for i in (2, 3) if rank else (5,):
+        gradients[i] = (10.0 + i) * torch.ones_like(weights[i])
+    return gradients
 
 
 def refused():
