@@ -104,6 +104,8 @@ def kernels(model):
         "products_share": share(PRODUCTS),
         # XLA fuses the update into kernels that have no name of their own.
         "optimizer_share": share(OPTIMIZER) if backend == "torch" else None,
+        # Forwards and backwards, where PyTorch chose between two kernels.
+        "attention_kernels": keras_imm.backend.attention_times(),
         "slowest": {
             name[:100]: t / 1000 / steps for name, t in times.most_common(FLAGS.slowest)
         },
