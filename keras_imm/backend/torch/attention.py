@@ -69,7 +69,9 @@ def attention_times() -> list[dict]:
 def _kernel(*inputs: Any) -> str | None:
     """The kernel to take, None where Keras should choose."""
     query = inputs[0]
-    if query.device.type != "cuda" or keras_private.flash_attention_was_set():
+    if not torch.is_tensor(query) or query.device.type != "cuda":
+        return None  # Keras's symbolic tensors have no device
+    if keras_private.flash_attention_was_set():
         return None
     if {x.dtype for x in inputs} not in ({torch.bfloat16}, {torch.float16}):
         return None

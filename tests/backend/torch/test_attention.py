@@ -140,6 +140,12 @@ def test_nothing_is_timed_where_there_is_no_choice(attention, timer, device, dty
     assert attention.attention_times() == []
 
 
+def test_shapes_alone_have_no_kernel(attention, timer):
+    tensor = keras.KerasTensor(SHAPE)
+    assert attention.dot_product_attention(tensor, tensor, tensor).shape == SHAPE
+    assert timer[1] == []
+
+
 def test_a_model_on_a_cpu_times_nothing(attention, timer, make_model, images, labels):
     model = make_model({})
     model.fit(images, labels, batch_size=8, verbose=0)
