@@ -21,6 +21,9 @@ KEPT_GRAPHS = 16
 # After so many graphs in a row that could not be compiled no more are.
 FAILED_COMPILATIONS = 3
 
+# Whether compiled graphs become CUDA graphs: see `use_cuda_graphs`.
+_CUDA_GRAPHS = False
+
 # Tracing changes what all threads of PyTorch share.
 _TRACING = threading.RLock()
 
@@ -219,8 +222,53 @@ def optimization_barrier(x: Any) -> Any:
     return x
 
 
+def use_cuda_graphs(enabled: bool = True) -> None:
+    """Sets whether graphs compiled from now on are recorded as CUDA graphs.
+
+    A CUDA graph starts all kernels of a training or sampling step at once, so that none
+    waits for the host. Inductor records it in the first call with new shapes, if it
+    needs nothing on the CPU; from then on every call copies its inputs, the weights
+    too, to where the graph reads them. The graph keeps the memory of what it computes.
+
+    Off unless this is called: it was not tried on a GPU yet. The stage `cuda_graphs` of
+    benchmarks/accelerator.py compares time, memory and losses.
+
+    Args:
+        enabled: Whether they are.
+
+    Example:
+
+    ```python
+    from keras_imm.backend.torch.graphs import use_cuda_graphs
+
+    use_cuda_graphs()
+    model.compile("adam")
+    ```
+    """
+    global _CUDA_GRAPHS
+    _CUDA_GRAPHS = enabled
+
+
 def compile_graph(module: Any, tensors: list) -> Callable:
     """What `torch.compile` ends in, without its checks before every call."""
     from torch._inductor import compile as compile_with_inductor
 
-    return compile_with_inductor(module, tensors)
+    if not _CUDA_GRAPHS:
+        return compile_with_inductor(module, tensors)
+    # Trees of graphs belong to a thread, and have steps that `torch.compile` counts.
+    options = {"triton.cudagraphs": True, "triton.cudagraph_trees": False}
+    return _with_results_copied(compile_with_inductor(module, tensors, options))
+
+
+def _with_results_copied(compiled: Callable) -> Callable:
+    """A function for many threads whose next call does not write over its results."""
+    lock = threading.Lock()
+
+    def run(*tensors):
+        with lock:
+            return [
+                result.clone() if torch.is_tensor(result) else result
+                for result in compiled(*tensors)
+            ]
+
+    return run

@@ -312,6 +312,79 @@ def test_memory_that_lacks_while_compiling_is_the_callers_error(
     assert doubles(call, 2)
 
 
+@pytest.fixture
+def cuda_graphs():
+    from keras_imm.backend.torch.graphs import use_cuda_graphs
+
+    use_cuda_graphs()
+    yield
+    use_cuda_graphs(False)
+
+
+def test_cuda_graphs_are_asked_for_where_they_are_switched_on(monkeypatch):
+    import torch._inductor
+
+    from keras_imm.backend.torch.graphs import use_cuda_graphs
+
+    asked = []
+
+    def compile_with_inductor(module, tensors, options=None):
+        asked.append(options or {})
+        return module
+
+    monkeypatch.setattr(torch._inductor, "compile", compile_with_inductor)
+    for enabled in (None, True, False):
+        if enabled is not None:
+            use_cuda_graphs(enabled)
+        call = trace(lambda x: 3.0 * x, jit_compile=True)
+        np.testing.assert_array_equal(numpy(call(torch.ones(2))), [3.0, 3.0])
+    assert [options.get("triton.cudagraphs", False) for options in asked] == [0, 1, 0]
+
+
+def test_results_of_a_cuda_graph_outlive_the_next_call(cuda_graphs, monkeypatch):
+    """It writes all results to the same memory, from whichever thread it runs."""
+    import torch._inductor
+
+    place = torch.zeros(1000)
+
+    def compile_with_inductor(module, tensors, options=None):
+        def replay(x):
+            place.copy_(x)
+            for _ in range(10):
+                place.mul_(2.0)
+            return [place, None]
+
+        return replay
+
+    monkeypatch.setattr(torch._inductor, "compile", compile_with_inductor)
+    call = trace(lambda x: [1024.0 * x, None], jit_compile=True)
+    first = call(torch.ones(1000))[0]
+    results = {}
+
+    def work(value):
+        results[value] = [call(torch.full((1000,), value))[0] for _ in range(50)]
+
+    threads = [threading.Thread(target=work, args=(float(i),)) for i in range(2, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_array_equal(numpy(first), np.full(1000, 1024.0))
+    for value, found in results.items():
+        for one in found:
+            np.testing.assert_array_equal(numpy(one), np.full(1000, 1024 * value))
+
+
+@pytest.mark.slow("compiles C++")
+def test_inductor_knows_the_switch_and_leaves_a_cpu_alone(cuda_graphs, no_warnings):
+    import torch
+
+    call = trace(lambda x: torch.sin(x) * 3.0, jit_compile=True)
+    for size in (4, 4, 5):
+        x = torch.arange(float(size))
+        np.testing.assert_allclose(numpy(call(x)), 3 * np.sin(numpy(x)), rtol=1e-6)
+
+
 def live_graphs():
     import torch
 
