@@ -139,6 +139,22 @@ def frozen():
     }
 
 
+def joined_late():
+    """Processes that took different numbers of steps alone, and then one together."""
+    two = runs.make(optimizer=runs.clipped(), backbone=runs.small, dtype="float32")
+    batches = runs.Batches(*runs.data(dtype="float32"), 8)
+    for _ in range(1 + dist.get_rank()):
+        alone(lambda: runs.fit(two, batches))
+    apart = gathered(int(two.optimizer.iterations))
+    two.fit(own_batches(32), shuffle=False, verbose=0)
+    states = gathered(runs.state(two).tobytes())
+    return {
+        "apart": apart,
+        "together": gathered(int(two.optimizer.iterations)),
+        "processes_differ": states[0] != states[1],
+    }
+
+
 def few_buffers():
     """What is sent for gradients of two dtypes and a weight that one process lacks."""
     from keras_imm.backend.torch import parallel
@@ -225,6 +241,7 @@ def main(folder):
     seen["own_draws"] = own_draws()
     seen["frozen"] = frozen()
     seen["traced"] = traced()
+    seen["joined_late"] = joined_late()
     seen["few_buffers"] = few_buffers()
     _, _, seen["half_precision"] = same_update(
         runs.scaled, steps=2, backbone=runs.small, dtype="mixed_float16"

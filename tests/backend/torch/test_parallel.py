@@ -99,6 +99,14 @@ def test_gradients_that_come_late_in_one_process_count(seen):
     assert few["again"] == expected_means()
 
 
+def test_processes_that_trained_alone_go_on_as_the_first_does(seen):
+    """Adam's correction of its moments counts the first process's steps."""
+    joined = seen["joined_late"]
+    assert joined["apart"] == [4, 8]
+    assert joined["together"] == [5, 5]
+    assert not joined["processes_differ"]
+
+
 def test_layers_frozen_between_two_fits(seen):
     frozen = seen["frozen"]
     assert frozen["rest_moved"]
