@@ -228,7 +228,8 @@ def use_cuda_graphs(enabled: bool = True) -> None:
     A CUDA graph starts all kernels of a training or sampling step at once, so that none
     waits for the host. Inductor records it in the first call with new shapes, if it
     needs nothing on the CPU; from then on every call copies its inputs, the weights
-    too, to where the graph reads them. The graph keeps the memory of what it computes.
+    too, to where the graph reads them. The graph keeps the memory of what it computes,
+    and with newer versions of PyTorch every thread that calls it records its own.
 
     Off unless this is called: it was not tried on a GPU yet. The stage `cuda_graphs` of
     benchmarks/accelerator.py compares time, memory and losses.

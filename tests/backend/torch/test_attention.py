@@ -112,6 +112,22 @@ def test_a_kernel_that_lacks_memory_loses(attention, timer, taken):
     assert attention.attention_times()[0]["cudnn_ms"] == np.inf
 
 
+def test_timing_leaves_nothing_in_the_graph_that_is_traced(attention, timer, taken):
+    import torch
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def function(x):
+        inputs = torch.empty((3, *SHAPE), dtype=torch.bfloat16, device="cuda")
+        attention.dot_product_attention(*inputs)
+        return 2.0 * x
+
+    times, calls = timer
+    times.update(flash=2.0, cudnn=1.0)
+    graph = make_fx(function, tracing_mode="fake")(torch.ones(2)).graph
+    assert len(calls) == 2 and taken == [cudnn()]
+    assert "ones" not in str(graph) and "mul" in str(graph)
+
+
 @pytest.mark.parametrize("factor, faster", [(1.01, "cudnn"), (1.1, "flash")])
 def test_a_kernel_that_computes_something_else_loses(
     attention, monkeypatch, factor, faster
