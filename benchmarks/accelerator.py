@@ -3,11 +3,12 @@
     KERAS_BACKEND=jax python benchmarks/accelerator.py --model=dit_s_2 --batch_size=256
 
 Stages: `step` (training), `kernels` (their shares of a step), `loss` (a step without
-its network), `generate`, `by_hand` (the loop written for the framework). Each prints
-its figures and writes them to `--out` before the next one starts, and an error in one
-does not stop the others: a run that is cut has what was done until then. Every time
-ends when the device is done and results are read. benchmarks/gpu.sh runs it for all
-frameworks and compares with the goals.
+its network), `generate`, `by_hand` (the loop written for the framework); if asked for,
+`cuda_graphs` (PyTorch's compiled steps as CUDA graphs and not). Each prints its figures
+and writes them to `--out` before the next one starts, and an error in one does not stop
+the others: a run that is cut has what was done until then. Every time ends when the
+device is done and results are read. benchmarks/gpu.sh runs it for all frameworks and
+compares with the goals.
 """
 
 import os
@@ -16,6 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
 import contextlib
+import gc
 import json
 import pathlib
 import re
@@ -34,8 +36,8 @@ import keras_imm
 
 FLAGS = flags.FLAGS
 # `--out`, the JSON file, is the flag of benchmarks/scaling.py.
-STAGES = ("step", "kernels", "loss", "generate", "by_hand")
-flags.DEFINE_list("stages", list(STAGES), f"Some of {', '.join(STAGES)}.")
+STAGES = ("step", "kernels", "loss", "generate", "by_hand", "cuda_graphs")
+flags.DEFINE_list("stages", list(STAGES[:-1]), f"Some of {', '.join(STAGES)}.")
 flags.DEFINE_integer("steps", 6, "Training steps of an epoch.", lower_bound=1)
 flags.DEFINE_integer("epochs", 3, "Epochs timed, after one that compiles.")
 flags.DEFINE_list("num_steps", "1,2,4,8", "Steps of `generate`.")
@@ -58,18 +60,19 @@ def batches():
 
 
 def fit(model, epochs):
-    """Seconds of a step, epoch by epoch."""
+    """Seconds of a step, epoch by epoch, and the losses."""
     timer = measuring.EpochTimes()
     data = measuring.Data(batches())
     history = model.fit(
         data, epochs=epochs, verbose=0, shuffle=False, callbacks=[timer]
     )
     measuring.wait(history.history["loss"])
-    return [seconds / FLAGS.steps for seconds in timer.seconds]
+    times = [seconds / FLAGS.steps for seconds in timer.seconds]
+    return times, history.history["loss"]
 
 
 def step(model):
-    first, *others = fit(model, 1 + FLAGS.epochs)
+    (first, *others), _ = fit(model, 1 + FLAGS.epochs)
     seconds, peak = float(np.median(others)), measuring.peak_mib() / 1024
     memory = keras_imm.memory.training_memory(model.backbone, FLAGS.batch_size)
     return {
@@ -104,6 +107,8 @@ def kernels(model):
         "products_share": share(PRODUCTS),
         # XLA fuses the update into kernels that have no name of their own.
         "optimizer_share": share(OPTIMIZER) if backend == "torch" else None,
+        # Forwards and backwards, where PyTorch chose between two kernels.
+        "attention_kernels": keras_imm.backend.attention_times(),
         "slowest": {
             name[:100]: t / 1000 / steps for name, t in times.most_common(FLAGS.slowest)
         },
@@ -147,6 +152,63 @@ def by_hand(model):
     times = [measuring.seconds(epoch) / FLAGS.steps for _ in range(FLAGS.epochs)]
     found.update(measuring.milliseconds(times))
     return found
+
+
+def cuda_graphs(_):
+    """Steps and samples with CUDA graphs and without, from the same weights."""
+    if keras.backend.backend() != "torch":
+        return {"note": "PyTorch alone has the switch"}
+    from keras_imm.backend.torch.graphs import use_cuda_graphs
+
+    found, computed = {}, {}
+    for name, enabled in (("without", False), ("with", True)):
+        use_cuda_graphs(enabled)
+        try:
+            found[name], computed[name] = trained_and_sampled()
+        finally:
+            use_cuda_graphs(False)
+    differences = [
+        float(np.max(np.abs(one - other)) / np.max(np.abs(one)))
+        for one, other in zip(*computed.values(), strict=True)
+    ]
+    found["difference"] = dict(zip(("losses", "samples"), differences, strict=True))
+    if not max(differences) < 1e-3:
+        found["error"] = f"CUDA graphs compute something else: {found['difference']}"
+    return found
+
+
+def trained_and_sampled():
+    """Figures of a new model under PyTorch, and its losses and samples."""
+    import torch
+
+    gc.collect()
+    on_cuda = torch.cuda.is_available()
+    if on_cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    skips = torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
+    replays, replay = [], torch.cuda.CUDAGraph.replay
+    torch.cuda.CUDAGraph.replay = lambda graph: (replays.append(0), replay(graph))
+    try:
+        model = new_model()
+        (first, *others), losses = fit(model, 1 + FLAGS.epochs)
+        figures = {
+            "first_epoch_seconds": first * FLAGS.steps,
+            **measuring.milliseconds(others),
+            "peak_gib": measuring.peak_mib() / 1024,
+            # With what graphs keep.
+            "reserved_gib": torch.cuda.memory_reserved() / 2**30 if on_cuda else None,
+            **generate(model),
+        }
+    finally:
+        torch.cuda.CUDAGraph.replay = replay
+    labels = np.arange(FLAGS.images) % measuring.num_classes()
+    samples = model.generate(labels, num_steps=1, seed=0, batch_size=FLAGS.images)
+    figures["replays"] = len(replays)
+    figures["skipped_graphs"] = (
+        torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] - skips
+    )
+    return figures, (np.asarray(losses), np.asarray(samples))
 
 
 def new_model():

@@ -9,8 +9,12 @@
 # for S/2. Every stage has its own limit and writes JSON when it ends; failing tests are
 # written as they fail. FOLDER (runs/gpu) then has a file for each, and goals.md.
 # Environment: PYTHON; BACKENDS and MODELS; BATCH_dit_xl_2 and so on for the batch of a
-# model; ARGS for further flags of benchmarks/accelerator.py; LIMIT in seconds for one
+# model; STAGES and further ARGS of benchmarks/accelerator.py; LIMIT in seconds for one
 # model under one framework; TESTS="tests/test_golden.py" and TEST_LIMIT, 0 for no tests.
+#
+# Whether CUDA graphs pay under PyTorch:
+#
+#     STAGES=cuda_graphs BACKENDS=torch TEST_LIMIT=0 LIMIT=280 bash benchmarks/gpu.sh
 set -u
 cd "$(dirname "$0")/.."
 out=${1:-runs/gpu}
@@ -41,6 +45,7 @@ for model in ${MODELS:-dit_xl_2 dit_s_2}; do
         name=${model}_$backend
         stages=step,kernels,loss,generate
         [ "$model" = dit_xl_2 ] || stages=$stages,by_hand
+        stages=${STAGES:-$stages}
         echo "== $name"
         KERAS_BACKEND=$backend timeout -k 5 "$LIMIT" "$python" \
             benchmarks/accelerator.py --model="$model" --dtype=bfloat16 \

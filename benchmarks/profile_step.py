@@ -25,6 +25,8 @@ import numpy as np
 from absl import app, flags
 from scaling import loss_milliseconds, seconds_per_step
 
+import keras_imm
+
 FLAGS = flags.FLAGS
 measuring.define_model_flags(batch_size=False)
 flags.DEFINE_bool("jit_compile", False, "Whether PyTorch compiles the step.")
@@ -97,6 +99,8 @@ def main(_):
     share = sum(attention.values()) / total
     names = ", ".join(f"`{name[:60]}`" for name in attention) or "no such kernel"
     print(f"\nAttention: {share:.1%}, in {names}.")
+    for choice in keras_imm.backend.attention_times():
+        print("Chosen: " + ", ".join(f"{key} {one}" for key, one in choice.items()))
     whole = 1000 * seconds_per_step(model, images, labels)
     dimension = int(np.prod(measuring.image_shape()))
     FLAGS.loss_batch = FLAGS.batch_size

@@ -43,8 +43,9 @@ flags.DEFINE_integer("batch_size", None, "Images per step. Default: the recipe's
 flags.DEFINE_integer(
     "accumulation_steps",
     None,
-    "Parts that a batch is computed in, one after the other. Default: as few as fit "
-    "into the memory of one process's device, or 1 where it is not known.",
+    "Parts that a batch is computed in, one after the other. Default: those of the run "
+    "that continues, else as few as fit into the memory of one process's device, or 1 "
+    "where it is not known.",
     lower_bound=1,
 )
 flags.DEFINE_integer(
@@ -193,15 +194,7 @@ def train(task: Task, strategy: distribution.Strategy) -> None:
             network=network,
             **overrides,
         )
-    if FLAGS.accumulation_steps is None:
-        fit_into_memory(model, recipe.batch_size)
     out = out_folder()
-    chief = distribution.is_chief()
-    if chief:
-        recipes.describe(task.recipe, **overrides)
-        print(f"{model.backbone.count_params():,} parameters; results in {out}")
-        print(precision_advice(), end="")
-    quality = Quality(task, recipe, model.accumulation_steps)
     checkpoint = callbacks.TrainingCheckpoint(
         out / "checkpoints",
         dataset,
@@ -212,6 +205,14 @@ def train(task: Task, strategy: distribution.Strategy) -> None:
             "dtype": FLAGS.dtype,
         },
     )
+    if FLAGS.accumulation_steps is None:
+        choose_parts(model, recipe.batch_size, checkpoint)
+    chief = distribution.is_chief()
+    if chief:
+        recipes.describe(task.recipe, **overrides)
+        print(f"{model.backbone.count_params():,} parameters; results in {out}")
+        print(precision_advice(), end="")
+    quality = Quality(task, recipe, model.accumulation_steps)
     model.fit(
         dataset,
         epochs=recipe.iterations // steps_per_epoch,
@@ -227,6 +228,21 @@ def train(task: Task, strategy: distribution.Strategy) -> None:
             model.save(out / "model.keras")
     distribution.barrier()
     report(task, model, recipe, quality, checkpoint.logs)
+
+
+def choose_parts(
+    model: keras_imm.IMM, batch_size: int, checkpoint: callbacks.TrainingCheckpoint
+) -> None:
+    """Computes a batch in the parts of the run that continues, or in as few as fit.
+
+    Every part draws its own dropout masks and sums are rounded otherwise: a run that
+    continues on another device must not choose anew.
+    """
+    steps = checkpoint.saved_settings().get("model.accumulation_steps")
+    if steps is None:
+        fit_into_memory(model, batch_size)
+    else:
+        model.accumulation_steps = steps
 
 
 def fit_into_memory(model: keras_imm.IMM, batch_size: int) -> None:

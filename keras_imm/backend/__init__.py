@@ -5,6 +5,7 @@
 - `compile_function`, `compiles_loops`: compiled functions of tensors;
 - `jvp`: derivatives in a direction, forwards;
 - `optimization_barrier`, `dot_product_attention`: what compilers do not see alone;
+- `attention_times`: between which kernels of attention was chosen, and how;
 - `initial_values_together`: variables are given their values by few programs;
 - `processes`: the devices and processes of a run;
 - `device_kind`, `device_memory`: what the first device is;
@@ -36,6 +37,7 @@ _current = importlib.import_module(f"{__name__}.{name()}")
 
 TrainableModel = _current.TrainableModel
 TrainStep = _current.TrainStep
+attention_times = _current.attention_times
 compile_function = _current.compile_function
 compiles_loops = _current.compiles_loops
 device_kind = _current.device_kind
@@ -51,6 +53,7 @@ processes = _current.processes
 __all__ = [
     "TrainStep",
     "TrainableModel",
+    "attention_times",
     "compile_function",
     "compiles_loops",
     "device_kind",

@@ -46,6 +46,11 @@ def in_forward_mode() -> bool:
     return _FORWARD_MODE.get()
 
 
+def attention_times() -> list[dict]:
+    """None: there is one kernel. See `keras_imm.backend.torch.attention`."""
+    return []
+
+
 def fused_attention(query: Any, key: Any, value: Any) -> Any:
     """`keras.ops.dot_product_attention`, which takes the backend's kernel.
 

@@ -54,6 +54,14 @@ def allow_any_positional_arguments(model: keras.Model) -> None:
     model._allow_non_tensor_positional_args = True
 
 
+def flash_attention_was_set() -> bool:
+    """Whether Keras was told in this thread to use flash attention, or not to.
+
+    Nothing public tells a user who enabled it from one who said nothing.
+    """
+    return hasattr(global_state.GLOBAL_STATE_TRACKER, "flash_attention")
+
+
 def all_layers(layer: keras.layers.Layer, include_self: bool = True) -> list:
     """A layer and its sublayers at every depth; public for models only."""
     return list(layer._flatten_layers(include_self=include_self))

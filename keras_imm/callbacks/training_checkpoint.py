@@ -1,5 +1,6 @@
 """Runs that survive being killed."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -190,6 +191,18 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             if (match := _NAME.fullmatch(path.name)) and path.is_dir()
         ]
         return [path for _, path in sorted(found, reverse=True)]
+
+    def saved_settings(self) -> dict[str, Any]:
+        """What the run of the newest checkpoint was, before `fit` continues it.
+
+        Returns:
+            JSON values by path, such as `{"model.accumulation_steps": 2,
+            "settings.recipe": "a"}`; empty where no checkpoint can be read.
+        """
+        for path in self.checkpoints():
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                return dict(json.loads((path / _STATE).read_text())["described"])
+        return {}
 
     def save(self) -> None:
         """Writes a checkpoint of the model and the data set as they are now."""

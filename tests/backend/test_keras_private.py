@@ -7,6 +7,7 @@ import pathlib
 import pkgutil
 import re
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -601,3 +602,21 @@ def test_an_epoch_is_where_fit_begins():
     data = {"x": np.ones((2, 1)), "y": np.ones((2, 1)), "verbose": 0, "epochs": 5}
     assert model.fit(**data, callbacks=[Continued()]).epoch == [3, 4]
     assert model.fit(**data).epoch == [0, 1, 2, 3, 4]
+
+
+def test_whether_flash_attention_was_set():
+    """Keras keeps it for a thread, so a new one has been told nothing."""
+
+    def seen(*calls):
+        def ask():
+            for call in calls:
+                call()
+            return keras_private.flash_attention_was_set()
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(ask).result()
+
+    assert not seen()
+    assert not seen(keras.config.is_flash_attention_enabled)
+    assert seen(keras.config.enable_flash_attention)
+    assert seen(keras.config.disable_flash_attention)

@@ -36,6 +36,23 @@ def test_every_stage_leaves_its_figures(tmp_path):
 
 
 @ONE
+def test_cuda_graphs_are_compared_with_none(tmp_path):
+    """They are none on a CPU, where both compute the same."""
+    out = tmp_path / "digits.json"
+    options = (*SMALL, "--stages=cuda_graphs", f"--out={out}")
+    result = run_script("benchmarks/accelerator.py", *options)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(out.read_text())["cuda_graphs"]
+    if found.keys() == {"note", "stage_seconds"}:
+        assert "PyTorch" in found["note"]
+        return
+    assert found["difference"] == {"losses": 0.0, "samples": 0.0}
+    for figures in (found["with"], found["without"]):
+        assert figures["replays"] == 0
+        assert min(figures["median_ms"], figures["2_steps_ms"]) > 0
+
+
+@ONE
 def test_a_stage_that_fails_stops_no_other(tmp_path):
     out = tmp_path / "digits.json"
     code = (

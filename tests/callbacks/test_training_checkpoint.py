@@ -273,6 +273,20 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(new_run, tmp_
         run(*new_run(), 5)
 
 
+def test_the_settings_of_the_run_are_known_before_it_continues(new_run, tmp_path):
+    model, data, checkpoint = new_run(settings={"recipe": "a"})
+    assert checkpoint.saved_settings() == {}
+    model.accumulation_steps = 2
+    run(model, data, checkpoint, 2)
+    _, _, again = new_run(settings={"recipe": "b"})
+    for state in (None, "{", '{"described": 1}'):
+        if state is not None:  # the one before it is read
+            (tmp_path / "run" / "epoch-000002" / "state.json").write_text(state)
+        saved = again.saved_settings()
+        assert saved["model.accumulation_steps"] == 2
+        assert (saved["settings.recipe"], saved["dataset.batch_size"]) == ("a", 8)
+
+
 def test_what_a_killed_write_leaves_is_ignored_and_removed(new_run, tmp_path):
     run(*new_run(), 2)
     left = tmp_path / "run" / ".unfinished-epoch-000003-0"

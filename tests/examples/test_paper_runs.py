@@ -154,7 +154,12 @@ def test_the_comparison_of_runs_sees_a_difference(tmp_path, change):
 
 
 @pytest.mark.one_backend("no framework is asked for the memory here")
-def test_a_batch_that_does_not_fit_is_computed_in_parts():
+def test_a_batch_that_does_not_fit_is_computed_in_parts(tmp_path):
+    """In those of the run that continues, if there is one."""
+    folder = tmp_path / "epoch-000001"
+    folder.mkdir()
+    state = {"described": {"model.accumulation_steps": 4}}
+    (folder / "state.json").write_text(json.dumps(state))
     code = """
 import paper_run, keras_imm
 from keras_imm import memory
@@ -171,14 +176,23 @@ paper_run.devices.memory_bytes = lambda: None
 model.accumulation_steps = 3
 paper_run.fit_into_memory(model, 32)
 print(model.accumulation_steps, repr(paper_run.precision_advice()))
+def parts(folder):
+    checkpoint = paper_run.callbacks.TrainingCheckpoint(folder)
+    paper_run.choose_parts(model, 32, checkpoint)
+    return model.accumulation_steps
+paper_run.devices.memory_bytes = lambda: 2**40
+print(parts("nowhere"), parts(%r), parts("nowhere"))
 peaks = {"bfloat16": 989e12, "float32": 494e12}
 paper_run.devices.peak_flops = peaks.get
 paper_run.devices.device_kind = lambda: "A card"
 print(paper_run.precision_advice())
 """
-    result = run_code(code, "examples")
+    result = run_code(code % str(tmp_path), "examples")
     assert result.returncode == 0, result.stderr
-    said, parts, none, advice = result.stdout.strip().splitlines()
+    lines = result.stdout.strip().splitlines()
+    whole = [line for line in lines if "images on a device in 1 parts" in line]
+    said, parts, none, continued, advice = (one for one in lines if one not in whole)
     assert said.startswith("32 images on a device in 2 parts of 16: 0.0 GiB expected")
-    assert (parts, none) == ("2", "3 ''")
+    assert (parts, none, continued) == ("2", "3 ''", "1 4 1")
+    assert len(whole) == 2
     assert advice.startswith("A card multiplies faster") and "mixed_bfloat16" in advice

@@ -1,5 +1,6 @@
 """What is particular to JAX."""
 
+from keras_imm.backend.attention import attention_times
 from keras_imm.backend.jax import processes
 from keras_imm.backend.jax.attention import dot_product_attention
 from keras_imm.backend.jax.compilation import (
@@ -17,6 +18,7 @@ from keras_imm.backend.jax.train_step import TrainStep
 __all__ = [
     "TrainStep",
     "TrainableModel",
+    "attention_times",
     "compile_function",
     "compiles_loops",
     "device_kind",

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext as initial_values_together
 
+from keras_imm.backend.attention import attention_times
 from keras_imm.backend.attention import plain_attention as dot_product_attention
 from keras_imm.backend.tensorflow import processes
 from keras_imm.backend.tensorflow.compilation import (
@@ -18,6 +19,7 @@ from keras_imm.backend.tensorflow.train_step import TrainStep
 __all__ = [
     "TrainStep",
     "TrainableModel",
+    "attention_times",
     "compile_function",
     "compiles_loops",
     "device_kind",

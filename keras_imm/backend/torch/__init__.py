@@ -2,8 +2,8 @@
 
 from contextlib import nullcontext as initial_values_together
 
-from keras_imm.backend.attention import fused_attention as dot_product_attention
 from keras_imm.backend.torch import processes
+from keras_imm.backend.torch.attention import attention_times, dot_product_attention
 from keras_imm.backend.torch.derivatives import jvp
 from keras_imm.backend.torch.devices import device_kind, device_memory
 from keras_imm.backend.torch.graphs import (
@@ -18,6 +18,7 @@ from keras_imm.backend.torch.train_step import TrainStep
 __all__ = [
     "TrainStep",
     "TrainableModel",
+    "attention_times",
     "compile_function",
     "compiles_loops",
     "device_kind",

@@ -18,6 +18,12 @@ compiles_loops = False
 # Shapes of arguments whose graphs a function keeps: those that were used last.
 KEPT_GRAPHS = 16
 
+# After so many graphs in a row that could not be compiled no more are.
+FAILED_COMPILATIONS = 3
+
+# Whether compiled graphs become CUDA graphs: see `use_cuda_graphs`.
+_CUDA_GRAPHS = False
+
 # Tracing changes what all threads of PyTorch share.
 _TRACING = threading.RLock()
 
@@ -64,7 +70,9 @@ class TracedFunction:
 
     Where tracing fails the function is called as it is. If that fails too the error is
     the caller's own and is raised; if not, a warning says what cannot be traced, and
-    arguments of these shapes are handed to the function from then on.
+    arguments of these shapes are handed to the function from then on. A graph that
+    cannot be compiled runs as it was traced, with a warning; memory that is lacking is
+    the caller's own error in any case.
 
     Args:
         function: As in `compile_function`.
@@ -80,7 +88,7 @@ class TracedFunction:
         untraced: Callable | None = None,
     ):
         self._function = function
-        self._jit_compile = jit_compile
+        self._attempts = FAILED_COMPILATIONS if jit_compile else 0
         self._untraced = torch.no_grad()(untraced or function)
         self._kept: OrderedDict[tuple, Callable] = OrderedDict()
         self._warnings: set[str] = set()
@@ -107,6 +115,8 @@ class TracedFunction:
                 try:
                     run = self._trace(args, tensors)
                 except Exception as error:
+                    if _lacks_memory(error):
+                        raise
                     return None, error
                 self._keep(signature, run)
             return self._kept[signature], None
@@ -153,7 +163,7 @@ class TracedFunction:
             *tensors
         )
         simplify(graph)
-        compiled = self._compile(graph, tensors) if self._jit_compile else None
+        compiled = self._compile(graph, tensors) if self._attempts else None
         mode = torch.no_grad if compiled else torch.inference_mode
         run_graph = compiled or call_python_functions(graph)
 
@@ -167,16 +177,27 @@ class TracedFunction:
         return run
 
     def _compile(self, graph: Any, tensors: list) -> Callable | None:
-        """None where the compiler fails, as it will for other shapes."""
+        """None where the compiler fails, which it may not for other shapes."""
         try:
-            return compile_graph(graph, tensors)
+            compiled = compile_graph(graph, tensors)
         except Exception as error:
-            self._jit_compile = False
+            # What Inductor raises has the error that it met.
+            cause = getattr(error, "inner_exception", error)
+            if _lacks_memory(cause):
+                raise cause from None
+            self._attempts -= 1
             self._warn_once(
                 "PyTorch could not compile a graph, which runs as it was traced. "
                 f"{type(error).__name__}: {str(error)[:1000]}"
             )
-        return None
+            return None
+        self._attempts = FAILED_COMPILATIONS
+        return compiled
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether there was not enough memory, on the device or beside it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def _signature(args: tuple) -> tuple[tuple, list]:
@@ -201,8 +222,54 @@ def optimization_barrier(x: Any) -> Any:
     return x
 
 
+def use_cuda_graphs(enabled: bool = True) -> None:
+    """Sets whether graphs compiled from now on are recorded as CUDA graphs.
+
+    A CUDA graph starts all kernels of a training or sampling step at once, so that none
+    waits for the host. Inductor records it in the first call with new shapes, if it
+    needs nothing on the CPU; from then on every call copies its inputs, the weights
+    too, to where the graph reads them. The graph keeps the memory of what it computes,
+    and with newer versions of PyTorch every thread that calls it records its own.
+
+    Off unless this is called: it was not tried on a GPU yet. The stage `cuda_graphs` of
+    benchmarks/accelerator.py compares time, memory and losses.
+
+    Args:
+        enabled: Whether they are.
+
+    Example:
+
+    ```python
+    from keras_imm.backend.torch.graphs import use_cuda_graphs
+
+    use_cuda_graphs()
+    model.compile("adam")
+    ```
+    """
+    global _CUDA_GRAPHS
+    _CUDA_GRAPHS = enabled
+
+
 def compile_graph(module: Any, tensors: list) -> Callable:
     """What `torch.compile` ends in, without its checks before every call."""
     from torch._inductor import compile as compile_with_inductor
 
-    return compile_with_inductor(module, tensors)
+    if not _CUDA_GRAPHS:
+        return compile_with_inductor(module, tensors)
+    # Trees of graphs belong to a thread, and have steps that `torch.compile` counts.
+    options = {"triton.cudagraphs": True, "triton.cudagraph_trees": False}
+    return _with_results_copied(compile_with_inductor(module, tensors, options))
+
+
+def _with_results_copied(compiled: Callable) -> Callable:
+    """A function for many threads whose next call does not write over its results."""
+    lock = threading.Lock()
+
+    def run(*tensors):
+        with lock:
+            return [
+                result.clone() if torch.is_tensor(result) else result
+                for result in compiled(*tensors)
+            ]
+
+    return run

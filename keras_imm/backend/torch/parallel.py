@@ -1,5 +1,6 @@
 """Several processes under PyTorch."""
 
+import contextlib
 from typing import Any
 
 import torch
@@ -14,13 +15,16 @@ _BUFFER_BYTES = 2**28
 class GradientMeans:
     """Means of gradients over the processes, the same in all of them.
 
+    What is sent must not depend on which gradients a process happens to have: before
+    every step they tell each other.
+
     Args:
         weights: Tensors whose gradients they are.
     """
 
     def __init__(self, weights: list):
         self._weights = weights
-        self._used: list[bool] | None = None
+        self._aside = _own_stream(weights[0].device)
 
     def is_for(self, weights: list) -> bool:
         """Whether these are the weights whose gradients it takes."""
@@ -33,33 +37,36 @@ class GradientMeans:
             gradients: One for each weight, None where this process has none.
 
         Returns:
-            As `gradients`, None where no process has one.
-
-        Raises:
-            ValueError: If there is a gradient that no process had in the first call.
+            As `gradients`, None where no process has one. Where some have, those of the
+            others are zeros.
         """
-        if self._used is None:
-            self._used = self._used_anywhere(gradients)
-        pairs = list(zip(gradients, self._used, strict=True))
-        late = [i for i, (g, used) in enumerate(pairs) if g is not None and not used]
-        if late:
-            raise ValueError(
-                "In several processes the loss must depend on the same weights in "
-                f"every step. Received: first gradients of the weights at {late}"
-            )
+        known = self._known_anywhere(gradients)
         sent = [
             torch.zeros_like(w.detach()) if g is None else g
-            for w, (g, used) in zip(self._weights, pairs, strict=True)
-            if used
+            for w, g, sends in zip(self._weights, gradients, known, strict=True)
+            if sends
         ]
         means = iter(means_over_processes(sent))
-        return [next(means) if used else None for used in self._used]
+        return [next(means) if sends else None for sends in known]
 
-    def _used_anywhere(self, gradients: list) -> list[bool]:
+    def _known_anywhere(self, gradients: list) -> list[bool]:
+        """Which weights have a gradient in any process.
+
+        On a GPU it is asked beside the backward pass, which nobody waits for: the host
+        knows before it which gradients there will be.
+        """
         flags = [float(g is not None) for g in gradients]
-        flags = torch.tensor(flags, device=self._weights[0].device)
-        dist.all_reduce(flags)
-        return (flags > 0).tolist()
+        with self._aside:
+            flags = torch.tensor(flags, device=self._weights[0].device)
+            dist.all_reduce(flags)
+            return (flags > 0).tolist()
+
+
+def _own_stream(device: Any) -> contextlib.AbstractContextManager:
+    """Inside, what is started on a GPU waits for nothing that was started outside."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream(device))
 
 
 def same_objects(ones: list, others: list) -> bool:

@@ -96,6 +96,17 @@ def exchanged(text):
     return found
 
 
+def exchanged_in_loops(text):
+    """As `exchanged`, of the bodies of the program's loops alone."""
+    bodies = set(re.findall(r"body=%?([\w.-]+)", text))
+    found, inside = [], False
+    for line in text.splitlines():
+        if begin := re.match(r"(?:ENTRY )?%?([\w.-]+) .*{$", line):
+            inside = begin.group(1) in bodies
+        found += exchanged(line) if inside else []
+    return found
+
+
 def groups_stay(strategy):
     """Steps on particles that are larger than all weights of the network."""
     shape = (16, 16, 4)
@@ -179,11 +190,16 @@ def sharded_update():
         losses = runs.fit(model, runs.Batches(images, np.arange(64) % 15, 64))
         return model, losses, runs.weights(model) - before
 
+    def gathered(text_of):
+        return sum(kind == "all-gather" for kind, _ in text_of)
+
     one, loss, update = trained()
     strategy = distribution.initialize(shard_weights=True)
     with strategy.scope():
         eight, split_loss, split_update = trained()
         samples = eight.generate([1, 2], seed=3, num_steps=2)
+        batch = np.zeros((64, 8, 8, 8), "float32"), np.arange(64) % 15
+        text = step_text(eight, batch, "train")
     devices = strategy.num_devices
     keras.distribution.set_distribution(None)
     state = [*eight.variables, *eight.optimizer.variables]
@@ -194,6 +210,9 @@ def sharded_update():
         "samples": runs.difference(samples, one.generate([1, 2], seed=3, num_steps=2)),
         "share": sum(parts) / sum(v.value.size for v in state),
         "devices": devices,
+        "weights": len(eight.trainable_variables),
+        "gathered": gathered(exchanged(text)),
+        "gathered_in_loops": gathered(exchanged_in_loops(text)),
     }
 
 

@@ -118,3 +118,10 @@ def test_a_sharded_update_is_that_of_one_device(seen):
     assert sharded["update"] < 1e-5
     assert sharded["samples"] < 1e-5
     assert 1 / 8 <= sharded["share"] < 0.14
+
+
+def test_sharded_weights_are_gathered_once_a_step(seen):
+    """Before the loop over the parts of a batch: in it, each part would gather them."""
+    sharded = seen["sharded_update"]
+    assert sharded["gathered"] >= sharded["weights"] > 30
+    assert sharded["gathered_in_loops"] < sharded["weights"] / 4

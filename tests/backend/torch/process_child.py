@@ -139,6 +139,22 @@ def frozen():
     }
 
 
+def joined_late():
+    """Processes that took different numbers of steps alone, and then one together."""
+    two = runs.make(optimizer=runs.clipped(), backbone=runs.small, dtype="float32")
+    batches = runs.Batches(*runs.data(dtype="float32"), 8)
+    for _ in range(1 + dist.get_rank()):
+        alone(lambda: runs.fit(two, batches))
+    apart = gathered(int(two.optimizer.iterations))
+    two.fit(own_batches(32), shuffle=False, verbose=0)
+    states = gathered(runs.state(two).tobytes())
+    return {
+        "apart": apart,
+        "together": gathered(int(two.optimizer.iterations)),
+        "processes_differ": states[0] != states[1],
+    }
+
+
 def few_buffers():
     """What is sent for gradients of two dtypes and a weight that one process lacks."""
     from keras_imm.backend.torch import parallel
@@ -163,16 +179,28 @@ def few_buffers():
         parallel._BUFFER_BYTES = 64
         sent, all_sent = [], sent
         small = means(gradients)
+        sent, sent_small = [], sent
+        late = means(only(rank, weights))
+        again = means(gradients)
     finally:
         dist.all_reduce = all_reduce
-    late = [torch.ones_like(w) for w in weights]
+    runs_of = {"means": found, "small": small, "late": late, "again": again}
     return {
         "sent": all_sent,
-        "sent_small": sent,
-        "means": [None if m is None else m.tolist() for m in found],
-        "small": [None if m is None else m.tolist() for m in small],
-        "late": runs.error(lambda: means(late)),
+        "sent_small": sent_small,
+        **{
+            name: [None if m is None else m.tolist() for m in means]
+            for name, means in runs_of.items()
+        },
     }
+
+
+def only(rank, weights):
+    """Gradients of two weights that one process has, and of one that the other has."""
+    gradients = [None] * len(weights)
+    for i in (2, 3) if rank else (5,):
+        gradients[i] = (10.0 + i) * torch.ones_like(weights[i])
+    return gradients
 
 
 def refused():
@@ -213,6 +241,7 @@ def main(folder):
     seen["own_draws"] = own_draws()
     seen["frozen"] = frozen()
     seen["traced"] = traced()
+    seen["joined_late"] = joined_late()
     seen["few_buffers"] = few_buffers()
     _, _, seen["half_precision"] = same_update(
         runs.scaled, steps=2, backbone=runs.small, dtype="mixed_float16"

@@ -237,6 +237,154 @@ def test_threads_may_trace_at_once(no_warnings):
         assert calls.count((size,)) == traced_and_called
 
 
+@pytest.fixture
+def compiler(monkeypatch):
+    """A compiler that raises the next of a list of errors, or doubles the results.
+
+    Returns the list, where None is for a graph that compiles, and the sizes it saw.
+    """
+    from keras_imm.backend.torch import graphs
+
+    errors, sizes = [], []
+
+    def compile_graph(module, tensors):
+        sizes.append(len(tensors[0]))
+        error = errors.pop(0) if errors else None
+        if error is not None:
+            raise error
+        return lambda *args: [2.0 * result for result in module(*args)]
+
+    monkeypatch.setattr(graphs, "compile_graph", compile_graph)
+    return errors, sizes
+
+
+def doubles(call, size):
+    """Whether the compiled graph runs."""
+    import torch
+
+    found = numpy(call(torch.ones(size)))
+    np.testing.assert_array_equal(found, np.full(size, found[0]))
+    return {3.0: False, 6.0: True}[float(found[0])]
+
+
+def test_shapes_that_cannot_be_compiled_run_as_traced_and_others_compiled(compiler):
+    errors, sizes = compiler
+    errors += [RuntimeError("no such kernel"), None, RuntimeError("no such kernel")]
+    calls = []
+    call = trace(lambda x: calls.append(len(x)) or 3.0 * x, jit_compile=True)
+    with pytest.warns(UserWarning, match="could not compile.*no such kernel") as warned:
+        for _ in range(2):
+            assert [doubles(call, n) for n in (1, 2, 3, 4)] == [0, 1, 0, 1]
+    assert sum("could not compile" in str(w.message) for w in warned) == 1
+    assert calls == sizes == [1, 2, 3, 4]
+
+
+def test_a_compiler_that_always_fails_is_asked_three_times(compiler):
+    errors, sizes = compiler
+    errors += [RuntimeError("a"), RuntimeError("b"), None, *3 * [RuntimeError("c")]]
+    call = trace(lambda x: 3.0 * x, jit_compile=True)
+    with pytest.warns(UserWarning, match="could not compile"):
+        found = [doubles(call, size) for size in range(1, 9)]
+    assert found == [0, 0, 1, 0, 0, 0, 0, 0]
+    assert sizes == [1, 2, 3, 4, 5, 6]
+    assert doubles(call, 3)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("name", ["OutOfMemoryError", "MemoryError"])
+def test_memory_that_lacks_while_compiling_is_the_callers_error(
+    compiler, no_warnings, name, wrapped
+):
+    """Also where Inductor wraps it; the function is not called layer by layer."""
+    import torch
+    from torch._inductor.exc import InductorError
+
+    error = getattr(torch, name, MemoryError)("of this card")
+    errors, sizes = compiler
+    calls = []
+    call = trace(lambda x: calls.append(len(x)) or 3.0 * x, jit_compile=True)
+    for _ in range(4):
+        errors.append(InductorError(error, None) if wrapped else error)
+        with pytest.raises(type(error)) as raised:
+            call(torch.ones(2))
+        assert raised.value is error
+    assert calls == sizes == 4 * [2]
+    assert doubles(call, 2)
+
+
+@pytest.fixture
+def cuda_graphs():
+    from keras_imm.backend.torch.graphs import use_cuda_graphs
+
+    use_cuda_graphs()
+    yield
+    use_cuda_graphs(False)
+
+
+def test_cuda_graphs_are_asked_for_where_they_are_switched_on(monkeypatch):
+    import torch._inductor
+
+    from keras_imm.backend.torch.graphs import use_cuda_graphs
+
+    asked = []
+
+    def compile_with_inductor(module, tensors, options=None):
+        asked.append(options or {})
+        return module
+
+    monkeypatch.setattr(torch._inductor, "compile", compile_with_inductor)
+    for enabled in (None, True, False):
+        if enabled is not None:
+            use_cuda_graphs(enabled)
+        call = trace(lambda x: 3.0 * x, jit_compile=True)
+        np.testing.assert_array_equal(numpy(call(torch.ones(2))), [3.0, 3.0])
+    assert [options.get("triton.cudagraphs", False) for options in asked] == [0, 1, 0]
+
+
+def test_results_of_a_cuda_graph_outlive_the_next_call(cuda_graphs, monkeypatch):
+    """It writes all results to the same memory, from whichever thread it runs."""
+    import torch._inductor
+
+    place = torch.zeros(1000)
+
+    def compile_with_inductor(module, tensors, options=None):
+        def replay(x):
+            place.copy_(x)
+            for _ in range(10):
+                place.mul_(2.0)
+            return [place, None]
+
+        return replay
+
+    monkeypatch.setattr(torch._inductor, "compile", compile_with_inductor)
+    call = trace(lambda x: [1024.0 * x, None], jit_compile=True)
+    first = call(torch.ones(1000))[0]
+    results = {}
+
+    def work(value):
+        results[value] = [call(torch.full((1000,), value))[0] for _ in range(50)]
+
+    threads = [threading.Thread(target=work, args=(float(i),)) for i in range(2, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_array_equal(numpy(first), np.full(1000, 1024.0))
+    for value, found in results.items():
+        for one in found:
+            np.testing.assert_array_equal(numpy(one), np.full(1000, 1024 * value))
+
+
+@pytest.mark.slow("compiles C++")
+def test_inductor_knows_the_switch_and_leaves_a_cpu_alone(cuda_graphs, no_warnings):
+    import torch
+
+    call = trace(lambda x: torch.sin(x) * 3.0, jit_compile=True)
+    for size in (4, 4, 5):
+        x = torch.arange(float(size))
+        np.testing.assert_allclose(numpy(call(x)), 3 * np.sin(numpy(x)), rtol=1e-6)
+
+
 def live_graphs():
     import torch
 

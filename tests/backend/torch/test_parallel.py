@@ -67,24 +67,44 @@ def test_processes_run_graphs_and_each_run_is_the_same(seen):
     assert seen["traced"] == {"calls": 0, "differ": False}
 
 
+FLAGS = ["torch.float32", 7]
+
+
 def test_gradients_are_sent_in_few_buffers(seen):
     """One for each dtype; as zeros where one process has none."""
     few = seen["few_buffers"]
-    flags, *sent = few["sent"]
-    assert flags == ["torch.float32", 7]
-    assert sent == [["torch.float32", 6 + 6 + 3 + 4], ["torch.float64", 4 + 4]] * 2
-    means = [0.5, 0.5, None, 3.5, 4.5, 5.5, 6.5]  # of i and i + 1
-    sizes = [6, 4, 3, 6, 4, 3]
-    expected = [m and [m] * n for m, n in zip(means, sizes, strict=False)]
-    expected.append([[6.5, 6.5], [6.5, 6.5]])
-    assert few["means"] == expected
-    assert few["small"] == expected
-    assert few["sent_small"] == [  # of up to 64 bytes
+    step = [FLAGS, ["torch.float32", 6 + 6 + 3 + 4], ["torch.float64", 4 + 4]]
+    assert few["sent"] == 2 * step
+    assert few["means"] == few["small"] == expected_means()
+    assert few["sent_small"] == [
+        FLAGS,  # of up to 64 bytes
         ["torch.float32", 6 + 6 + 3],
         ["torch.float64", 4 + 4],
         ["torch.float32", 4],
     ]
-    assert "[2]" in few["late"]
+
+
+def expected_means():
+    """Of i and i + 1; of weight 1 the second process has none, of 2 both."""
+    means = [0.5, 0.5, None, 3.5, 4.5, 5.5, 6.5]
+    sizes = [6, 4, 3, 6, 4, 3]
+    expected = [m and [m] * n for m, n in zip(means, sizes, strict=False)]
+    return [*expected, [[6.5, 6.5], [6.5, 6.5]]]
+
+
+def test_gradients_that_come_late_in_one_process_count(seen):
+    """And go: of each weight one process alone has one, or none."""
+    few = seen["few_buffers"]
+    assert few["late"] == [None, None, 3 * [6.0], 6 * [6.5], None, 3 * [7.5], None]
+    assert few["again"] == expected_means()
+
+
+def test_processes_that_trained_alone_go_on_as_the_first_does(seen):
+    """Adam's correction of its moments counts the first process's steps."""
+    joined = seen["joined_late"]
+    assert joined["apart"] == [4, 8]
+    assert joined["together"] == [5, 5]
+    assert not joined["processes_differ"]
 
 
 def test_layers_frozen_between_two_fits(seen):
