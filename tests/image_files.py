@@ -1,6 +1,8 @@
 """Images and data sets that the tests write."""
 
+import gzip
 import io
+import struct
 
 import numpy as np
 from PIL import Image
@@ -63,3 +65,18 @@ def write_prepared(data_dir, splits, size=8, features=None, labels=None):
     # The registry would find the class rather than the files.
     tfds.core.registered._DATASET_REGISTRY.pop("tiny_shapes", None)
     return data_dir
+
+
+def write_idx(path, array):
+    """An IDX file of unsigned bytes, in gzip if it ends so."""
+    array = np.asarray(array)
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    content = header + array.astype("uint8").tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def write_idx_split(folder, prefix, images, labels, end=""):
+    """The two files of a split, whose prefix is "train" or "t10k"."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_idx(folder / f"{prefix}-images-idx3-ubyte{end}", images)
+    write_idx(folder / f"{prefix}-labels-idx1-ubyte{end}", labels)

@@ -54,6 +54,7 @@ NEIGHBOURS = {
     ("time_mappings", "schedules"),  # r(s, t) is equidistant in eta or log-SNR
     ("weightings", "schedules"),  # w(s, t) is a function of log-SNR
     ("datasets", "latents"),  # stores shards of latents
+    ("metrics", "datasets"),  # the images that samples of Fashion-MNIST are measured by
     ("backbones", "layers"),
     ("flow_map", "backbones"),  # what a backbone is called with
     ("objective", "objectives"),  # the old path of the same names
@@ -99,8 +100,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     sources = {
         str(path.relative_to(ROOT))
         for path in PACKAGE.rglob("*")
-        if path.suffix == ".py" or path.name == "py.typed"
+        if path.suffix in (".py", ".npz") or path.name == "py.typed"
     }
+    assert "keras_imm/metrics/fashion_mnist_v1.npz" in sources
     assert {n for n in names if ".dist-info/" not in n} == sources
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert metadata["License-Expression"] == "Apache-2.0"

@@ -4,6 +4,7 @@ import os
 import pathlib
 from typing import Any
 
+from keras_imm.datasets.idx_files import IdxFiles, holds_idx_files, is_idx_file
 from keras_imm.datasets.image_arrays import ImageArrays, ImageArraysFile
 from keras_imm.datasets.image_dataset import ImageDataset
 from keras_imm.datasets.image_folder import ImageFolder
@@ -46,6 +47,9 @@ def load(
             - a folder of images, with a subfolder for each class or without classes;
             - a `.npz` file of images (`images`, `x` or `arr_0`) and labels (`labels`,
               `y` or `arr_1`), or a `.npy` file of images;
+            - an IDX file of images, as MNIST's `train-images-idx3-ubyte` or
+              `train-images-idx3-ubyte.gz`, with its labels, if any, beside it in
+              `train-labels-idx1-ubyte` or that with `.gz`; or a folder of such files;
             - a folder of latents, as `examples/encode_latents.py` writes it;
             - an array of images, or a tuple (images, labels).
 
@@ -56,7 +60,8 @@ def load(
             full.
         split: Split of a data set of tfds, or part of one such as "train[:90%]"; the
             subfolder to take of a folder whose subfolders are "train", "val" or "test",
-            whatever else lies beside two of these.
+            whatever else lies beside two of these; "train" or "test" of a folder of IDX
+            files, where the files of the second begin with "t10k".
         data_dir: Folder of prepared data sets of tfds. Default: tfds's own. With it,
             `source` is always such a name, even where there is a folder so called.
         image_size: Side in pixels of the square to resize and crop images to, above 0,
@@ -145,7 +150,11 @@ def _open(source, split, data_dir, flip, labels):
     if path.is_dir():
         if (path / "manifest.json").exists() or (path / "settings.json").exists():
             return LatentShards(path, flip)
+        if holds_idx_files(path):
+            return IdxFiles(path, split, labels)
         return ImageFolder(path, split)
+    if is_idx_file(path):
+        return IdxFiles(path, labels=labels)
     if path.is_file() or path.suffix in (".npy", ".npz"):
         return ImageArraysFile(path, labels)
     if isinstance(source, os.PathLike) or path.is_absolute() or source[:1] in ".~":

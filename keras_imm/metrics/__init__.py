@@ -1,5 +1,6 @@
 """Measures of sample quality."""
 
+from keras_imm.metrics.fashion_mnist import FashionMNISTClassifier, FashionMNISTQuality
 from keras_imm.metrics.frechet import (
     FrechetDistance,
     frechet_distance,
@@ -21,6 +22,8 @@ from keras_imm.metrics.sample_quality import SampleQuality
 
 __all__ = [
     "DensityCoverage",
+    "FashionMNISTClassifier",
+    "FashionMNISTQuality",
     "FeatureMetric",
     "FeatureReservoir",
     "FrechetDistance",

@@ -10,13 +10,12 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from keras_imm import backend
 from keras_imm.files.checksum import sha256
 from keras_imm.files.downloads import fetch_url
 from keras_imm.files.pickled_arrays import load_torch
 from keras_imm.metrics import inception_blocks as blocks
 from keras_imm.metrics.checks import check_images
-from keras_imm.validation import check_integer
+from keras_imm.metrics.feature_network import FeatureNetwork
 
 FILENAME = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILENAME}"
@@ -25,7 +24,7 @@ TAPS = ("64", "192", "768", "spatial", "2048", "logits_unbiased", "logits")
 
 
 @keras.saving.register_keras_serializable(package="keras_imm")
-class InceptionV3(keras.Model):
+class InceptionV3(FeatureNetwork):
     """The InceptionV3 of 2015-12-05, on whose features the FID is defined.
 
     It resizes images to 299x299 as TensorFlow 1 did, and pools as that network did:
@@ -111,28 +110,7 @@ class InceptionV3(keras.Model):
         Raises:
             ValueError: If the images have another dtype, range or shape.
         """
-        check_integer("batch_size", batch_size, at_least=1)
-        images = check_images(images)
-        batch_size = _shared(min(batch_size, len(images)))
-        found = []
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            missing = ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0))
-            output = self.predict_on_batch(np.pad(batch, missing))
-            found.append({tap: output[tap][: len(batch)] for tap in self.taps})
-        return {tap: np.concatenate([one[tap] for one in found]) for tap in self.taps}
-
-    def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        with backend.full_precision():  # JAX traces inside
-            return super().call(inputs, *args, **kwargs)
-
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        with backend.full_precision():  # TensorFlow runs inside
-            return super().predict(*args, **kwargs)
-
-    def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        with backend.full_precision():
-            return super().predict_on_batch(*args, **kwargs)
+        return self.in_batches(check_images(images), batch_size)
 
     def get_config(self) -> dict[str, Any]:
         """Without the weights, which Keras keeps itself."""
@@ -266,13 +244,6 @@ def _outputs(conv, images):
     taps["logits_unbiased"] = weight(taps["2048"])
     taps["logits"] = bias(taps["logits_unbiased"])
     return taps, (weight, bias)
-
-
-def _shared(batch_size):
-    """At least `batch_size`, and as many for each device of `keras.distribution`."""
-    distribution = keras.distribution.distribution()
-    devices = getattr(distribution, "num_model_replicas", 1)
-    return -(-batch_size // devices) * devices
 
 
 def _check_taps(taps):
