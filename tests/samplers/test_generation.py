@@ -6,7 +6,7 @@ import pytest
 from gaussian_flow import SIGMA_DATA, flow, gaussian_model, velocity
 from keras import ops
 
-from keras_imm import samplers
+from keras_imm import backend, samplers
 from keras_imm.samplers import Generator, SamplingPlan
 
 NAMES = sorted(samplers.SAMPLERS)
@@ -272,6 +272,29 @@ def test_a_generator_takes_the_values_of_its_variables(make_model, compiled):
         zeros, plan, plan.times(model.flow), x, None
     )  # Euler-FM of an output of zero
     np.testing.assert_allclose(*map(ops.convert_to_numpy, (still, x)), atol=1e-6)
+
+
+def test_functions_of_the_last_samplers_and_batch_sizes_are_kept():
+    """Sixteen of each; one that has gone is made again."""
+    generator = Generator(gaussian_model().flow)
+    values = [v.value for v in generator.variables]
+    stream = keras.random.SeedGenerator(0)
+
+    def sample(factor, rows=2):
+        plan = SamplingPlan(1, Scaled(factor), "uniform")
+        x = generator.draw_noise(stream, (rows, 2, 2, 1))
+        out = generator.sample(values, plan, np.array([1.0, 0.0]), x, None)
+        return [np.asarray(ops.convert_to_numpy(one)) for one in (x, out)]
+
+    first = sample(0.0)[1]
+    for factor in range(1, 20):
+        _, samples = sample(float(factor), rows=1 + factor)
+    functions = generator._loops if backend.compiles_loops else generator._steps
+    assert len(functions) == 16
+    assert len(generator._noises) == (16 if backend.compiles_loops else 0)
+    assert np.abs(samples).max() > 0
+    np.testing.assert_array_equal(sample(0.0)[1], first)
+    assert len(functions) == 16
 
 
 class Shifted(samplers.Sampler):
