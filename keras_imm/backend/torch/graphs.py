@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -210,6 +211,8 @@ def as_argument(array: Any) -> Any:
     Returns:
         Under PyTorch a tensor on Keras's device; elsewhere the array itself.
     """
+    if isinstance(array, np.ndarray) and not array.flags.writeable:
+        array = array.copy()  # PyTorch's tensors may be written to
     return torch.as_tensor(array, device=keras_private.torch_device())
 
 
