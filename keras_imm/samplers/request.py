@@ -90,8 +90,9 @@ def checked_labels(flow: FlowMap, labels: Any) -> np.ndarray | None:
             "The backbone is unconditional (num_classes=0). "
             f"Received: labels={labels!r}"
         )
-    labels = np.asarray(ops.convert_to_numpy(labels))
-    if labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer):
+    if not isinstance(labels, np.ndarray):
+        labels = np.asarray(ops.convert_to_numpy(labels))
+    if labels.ndim > 1 or labels.dtype.kind not in "iu":
         raise ValueError(
             "`labels` must be integers of shape (num_samples,). "
             f"Received: shape {labels.shape}, dtype {labels.dtype}"
