@@ -6,8 +6,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
-KEPT = 16
-
 
 class RecentlyUsed:
     """Values by their keys, of which those that were used last are kept.
@@ -15,7 +13,7 @@ class RecentlyUsed:
     Threads may share one.
 
     Args:
-        kept: Values to keep, a positive integer.
+        kept: Values to keep, a positive integer. Defaults to 16.
 
     Example:
 
@@ -25,7 +23,7 @@ class RecentlyUsed:
     ```
     """
 
-    def __init__(self, kept: int = KEPT):
+    def __init__(self, kept: int = 16):
         self._values: OrderedDict[Hashable, Any] = OrderedDict()
         self._kept = kept
         self._lock = threading.Lock()

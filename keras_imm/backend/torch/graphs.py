@@ -11,11 +11,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from keras_imm.backend import keras_private
-from keras_imm.backend.recently_used import KEPT as KEPT_GRAPHS
 from keras_imm.backend.recently_used import RecentlyUsed
 from keras_imm.backend.torch.graph_passes import call_python_functions, simplify
 
 compiles_loops = False
+
+# Shapes of arguments whose graphs a function keeps: those that were used last.
+KEPT_GRAPHS = 16
 
 # Tracing changes what all threads of PyTorch share.
 _TRACING = threading.RLock()
