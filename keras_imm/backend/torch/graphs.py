@@ -2,7 +2,7 @@
 
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -221,5 +221,16 @@ def as_argument(array: Any) -> Any:
 def compile_graph(module: Any, tensors: list) -> Callable:
     """What `torch.compile` ends in, without its checks before every call."""
     from torch._inductor import compile as compile_with_inductor
+    from torch._inductor import config
 
-    return compile_with_inductor(module, tensors)
+    # In place of what Inductor would ask of each tensor, which takes longer.
+    with config.patch(size_asserts=False):
+        compiled = compile_with_inductor(module, _in_one_piece(tensors))
+    return lambda *tensors: compiled(*_in_one_piece(tensors))
+
+
+def _in_one_piece(tensors: Sequence) -> Sequence:
+    """Tensors as a compiled graph reads them, copied where they lie otherwise."""
+    if all(map(torch.Tensor.is_contiguous, tensors)):
+        return tensors
+    return [tensor.contiguous() for tensor in tensors]

@@ -139,6 +139,24 @@ def test_views_of_views_are_views_of_what_lies_in_one_piece():
     assert counts["aten::view"] == written["aten::view"] - 1
 
 
+@pytest.mark.slow("compiles")
+@pytest.mark.parametrize("first", [False, True])
+def test_compiled_graphs_take_tensors_however_they_lie(first, no_warnings):
+    """Transposed and expanded ones, in the call that compiles and in later ones."""
+    import torch
+
+    def function(x, weights):
+        return torch.sin(x @ weights[0]).reshape(-1) + 1.0
+
+    x, kernel = torch.randn(4, 4), torch.randn(4, 4)
+    layouts = [(x, kernel), (x.T, kernel), (x, kernel.T), (x[:1].expand(4, 4), kernel)]
+    call = trace(function, jit_compile=True)
+    for one, other in layouts[::-1] if first else layouts:
+        result = call(one, [other])
+        expected = function(one.double(), [other.double()])
+        np.testing.assert_allclose(numpy(result), numpy(expected), atol=1e-5)
+
+
 def test_nothing_is_recorded_for_a_gradient():
     import torch
 
