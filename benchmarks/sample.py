@@ -4,9 +4,9 @@
 
 Both start from labels and end with NumPy arrays: noise, pushforward steps on a uniform
 grid, copy to the host. Before anything is timed, both sample from the same noise and
-must agree. They then take turns; the table has the medians, and the median of the
-ratios of neighbouring calls. "guided" is `generate` with a guidance scale over the same
-without, and then over the hand-written sampler with it.
+must agree. They then take turns; the table has the medians, and the medians of the
+differences and ratios of neighbouring calls. "guided" is `generate` with a guidance
+scale over the same without, and then over the hand-written sampler with it.
 """
 
 import os
@@ -99,6 +99,7 @@ def compare(jit_compile, name):
                 "num_steps": num_steps,
                 "generate": measuring.milliseconds(ours),
                 "sampler": measuring.milliseconds(theirs),
+                "difference_ms": float(1000 * np.median(ours - theirs)),
                 "ratio": float(np.median(ours / theirs)),
                 "guided": float(np.median(guided / ours)),
                 "guided_ratio": float(np.median(guided / guided_by_hand)),
@@ -110,6 +111,7 @@ def compare(jit_compile, name):
                 str(num_steps),
                 f"{row['generate']['median_ms']:.2f}",
                 f"{row['sampler']['median_ms']:.2f}",
+                f"{row['difference_ms']:+.3f}",
                 f"{row['ratio']:.3f}",
                 f"{row['guided']:.2f}",
                 f"{row['guided_ratio']:.3f}",
@@ -119,8 +121,8 @@ def compare(jit_compile, name):
 
 def main(_):
     print(measuring.setting() + "\n", flush=True)
-    columns = ["", "batch", "steps", "generate, ms", "by hand, ms", "ratio"]
-    columns += ["guided", "guided ratio"]
+    columns = ["", "batch", "steps", "generate, ms", "by hand, ms"]
+    columns += ["difference, ms", "ratio", "guided", "guided ratio"]
     measuring.print_row(*columns)
     measuring.print_row(*["---"] * len(columns))
     rows = []

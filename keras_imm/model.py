@@ -649,7 +649,7 @@ class FlowMapModel(backend.TrainableModel):
         batches = -(-request.count // batch_size)
         evaluations = batches * plan.evaluations()
         verbose = evaluations >= _LONG_REQUEST if verbose == "auto" else verbose
-        progress = keras.utils.Progbar(evaluations, verbose=int(bool(verbose)))
+        progress = keras.utils.Progbar(evaluations) if verbose else None
         samples = []
         for batch in request.batches(batch_size):
             draws = None
@@ -660,9 +660,10 @@ class FlowMapModel(backend.TrainableModel):
                 if len(batch.noise) > 1:
                     draws = at_least_float32(batch.noise[1:] * self.sigma_data)
             x = sampling.sample(values, plan, times, x, batch.labels, draws, stream)
-            progress.add(plan.evaluations())
+            if progress is not None:
+                progress.add(plan.evaluations())
             samples.append(ops.convert_to_numpy(x))
-        return np.concatenate(samples)[: request.count].astype("float32")
+        return np.concatenate(samples)[: request.count].astype("float32", copy=False)
 
     def predict(
         self,
@@ -731,7 +732,10 @@ class FlowMapModel(backend.TrainableModel):
                 "data, or `build` it before sampling."
             )
         averages = self._optimizer_averages() if weights == "ema" else {}
-        return [averages.get(id(v), v).value for v in self._sampling().variables]
+        variables = self._sampling().variables
+        if averages:
+            variables = [averages.get(id(v), v) for v in variables]
+        return keras_private.values_of(variables)
 
     def clone_backbone(self, weights: str = "ema") -> keras.layers.Layer:
         """A copy of the backbone, to start another model from.

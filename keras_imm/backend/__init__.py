@@ -2,10 +2,11 @@
 
 - `TrainableModel`: the `keras.Model` whose hooks call a train step;
 - `TrainStep`: the step, and the evaluation, of a `BatchLoss` that it is handed;
-- `compile_function`, `compiles_loops`: compiled functions of tensors;
+- `compile_function`, `compiles_loops`, `as_argument`: compiled functions of tensors;
 - `jvp`: derivatives in a direction, forwards;
 - `optimization_barrier`, `dot_product_attention`: what compilers do not see alone;
 - `attention_times`: between which kernels of attention was chosen, and how;
+- `draw_normal`: noise from a random stream;
 - `initial_values_together`: variables are given their values by few programs;
 - `processes`: the devices and processes of a run;
 - `device_kind`, `device_memory`: what the first device is;
@@ -38,10 +39,12 @@ _current = importlib.import_module(f"{__name__}.{name()}")
 TrainableModel = _current.TrainableModel
 TrainStep = _current.TrainStep
 attention_times = _current.attention_times
+as_argument = _current.as_argument
 compile_function = _current.compile_function
 compiles_loops = _current.compiles_loops
 device_kind = _current.device_kind
 device_memory = _current.device_memory
+draw_normal = _current.draw_normal
 dot_product_attention = _current.dot_product_attention
 full_precision = _current.full_precision
 initial_values_together = _current.initial_values_together
@@ -53,12 +56,14 @@ processes = _current.processes
 __all__ = [
     "TrainStep",
     "TrainableModel",
+    "as_argument",
     "attention_times",
     "compile_function",
     "compiles_loops",
     "device_kind",
     "device_memory",
     "dot_product_attention",
+    "draw_normal",
     "full_precision",
     "initial_values_together",
     "jvp",

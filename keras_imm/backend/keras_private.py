@@ -16,7 +16,7 @@ from typing import Any
 import keras
 from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import in_stateless_scope
-from keras.src.backend.common.variables import AutocastScope
+from keras.src.backend.common.variables import AutocastScope, get_autocast_scope
 from keras.src.initializers.random_initializers import compute_fans
 from keras.src.random.seed_generator import draw_seed as _draw_seed
 
@@ -47,6 +47,43 @@ def without_autocast() -> Any:
     uncast inside the call of a layer.
     """
     return AutocastScope(None)
+
+
+def values_of(variables: list) -> list:
+    """`[v.value for v in variables]`, the values that they have now.
+
+    Under PyTorch `value` asks for each variable anew what surrounds the call, which
+    takes longer than a small network's layers.
+    """
+    if keras.backend.backend() == "torch" and not _is_surrounded():
+        values = [v._value for v in variables]
+        if type(None) not in map(type, values):
+            return values
+    return [v.value for v in variables]
+
+
+def _is_surrounded() -> bool:
+    """Whether a scope decides what variables' values are."""
+    return (
+        in_stateless_scope()
+        or get_autocast_scope() is not None
+        or str(torch_device()) == "meta"
+    )
+
+
+def torch_device() -> Any:
+    """Where Keras makes tensors under PyTorch; nothing public says it."""
+    return _torch_core().get_device()
+
+
+@functools.cache
+def _torch_core() -> Any:
+    return importlib.import_module("keras.src.backend.torch.core")
+
+
+def own_state(stream: keras.random.SeedGenerator) -> Any:
+    """The tensor that a draw changes under PyTorch; None where a scope's is changed."""
+    return None if _is_surrounded() else stream.state._value
 
 
 def allow_any_positional_arguments(model: keras.Model) -> None:

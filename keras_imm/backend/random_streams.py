@@ -38,6 +38,19 @@ def random_states(layer: keras.layers.Layer | None) -> list[keras.Variable]:
     ]
 
 
+def draw_normal(shape: tuple, stream: keras.random.SeedGenerator) -> Any:
+    """Standard-normal noise, from a stream that moves on.
+
+    Args:
+        shape: Shape of the result.
+        stream: The stream.
+
+    Returns:
+        Tensor of Keras's float dtype.
+    """
+    return keras.random.normal(shape, seed=stream)
+
+
 def assign_state(state: keras.Variable, value: Any) -> None:
     """Sets a random stream to a state of two integers in [0, 2^31)."""
     state.assign(ops.convert_to_tensor(np.asarray(value), state.dtype))

@@ -9,13 +9,13 @@ import numpy as np
 from keras import ops
 
 from keras_imm import backend
+from keras_imm.backend.recently_used import RecentlyUsed
 from keras_imm.flow_map import FlowMap, Network
 from keras_imm.precision import at_least_float32
 from keras_imm.samplers.plan import SamplingPlan
 from keras_imm.samplers.sampler import Sampler
 
 _SHORT_GRID = 16  # times that the shortest compiled loop can take
-_KEPT_GRIDS = 16
 
 
 def walk(
@@ -65,10 +65,10 @@ class Generator:
         self._compiled = compiled
         self._jit_compile = jit_compile
         self._jump = self._compile(self._call)
-        self._steps: dict[Any, Callable] = {}
-        self._loops: dict[Any, Callable] = {}
-        self._noises: dict[tuple, Callable] = {}
-        self._grids: dict[tuple, list] = {}
+        self._steps = RecentlyUsed()
+        self._loops = RecentlyUsed()
+        self._noises = RecentlyUsed()
+        self._grids = RecentlyUsed()
         self._stream = keras.random.SeedGenerator(0)  # stands for others in functions
 
     def flow_map(
@@ -135,11 +135,7 @@ class Generator:
     def _grid(self, times: np.ndarray) -> list:
         """Tensors of the steps, which the last few grids have kept."""
         key = times.dtype.char, times.tobytes()
-        if key not in self._grids:
-            while len(self._grids) >= _KEPT_GRIDS:
-                del self._grids[next(iter(self._grids))]
-            self._grids[key] = _step_tensors(times)
-        return self._grids[key]
+        return self._grids.get_or_make(key, lambda: _step_tensors(times))
 
     def draw_noise(
         self, seed_generator: keras.random.SeedGenerator, shape: tuple
@@ -149,13 +145,13 @@ class Generator:
         if not (self._compiled and backend.compiles_loops):
             return self._normal(shape, seed_generator)
         # One call of the device in place of a dozen.
-        if shape not in self._noises:
-
-            def draw(state):
-                return self._draw_from_state(shape, state)
-
-            self._noises[shape] = backend.compile_function(draw)
-        noise, state = self._noises[shape](seed_generator.state.value)
+        draw = self._noises.get_or_make(
+            shape,
+            lambda: backend.compile_function(
+                lambda state: self._draw_from_state(shape, state)
+            ),
+        )
+        noise, state = draw(seed_generator.state.value)
         seed_generator.state.assign(state)
         return noise
 
@@ -238,16 +234,15 @@ class Generator:
         return noise, scope.get_current_value(stream.state)
 
     def _normal(self, shape: tuple, stream: keras.random.SeedGenerator) -> Any:
-        return keras.random.normal(shape, seed=stream) * self._flow_map.sigma_data
+        return backend.draw_normal(shape, stream) * self._flow_map.sigma_data
 
     def _cached(
-        self, functions: dict, sampler: Sampler, function: Callable
+        self, functions: RecentlyUsed, sampler: Sampler, function: Callable
     ) -> Callable:
         """The compiled function of all samplers that are alike."""
-        key = _function_key(sampler)
-        if key not in functions:
-            functions[key] = self._compile(function)
-        return functions[key]
+        return functions.get_or_make(
+            _function_key(sampler), lambda: self._compile(function)
+        )
 
     def _compile(self, function: Callable) -> Callable:
         if self._compiled:
@@ -279,8 +274,8 @@ def _content(value: Any) -> Hashable:
 
 def _condition(labels: Any, plan: SamplingPlan) -> tuple:
     """Labels, guidance scale and interval as a compiled function takes them."""
-    if labels is not None and not backend.compiles_loops:
-        labels = ops.convert_to_tensor(labels)
+    if labels is not None:
+        labels = backend.as_argument(labels)
     scale, interval = plan.guidance_scale, plan.guidance_interval
     scale = None if scale is None else at_least_float32(scale)
     interval = None if interval is None else at_least_float32(interval)

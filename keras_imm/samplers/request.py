@@ -59,12 +59,15 @@ class SamplingRequest:
                 f"of samples. Received: {known}"
             )
         count = next(iter(known.values()), 1)
-        if labels is not None:
-            labels = np.broadcast_to(labels, (count,))
+        if labels is not None and labels.ndim == 0:
+            labels = np.full(count, labels)
         return cls(count, labels, noise)
 
     def batches(self, batch_size: int) -> Iterator["SamplingRequest"]:
         """Requests of one size; the last one repeats its last row to keep it."""
+        if batch_size == self.count:
+            yield self
+            return
         for start in range(0, self.count, batch_size):
             rows = np.minimum(np.arange(start, start + batch_size), self.count - 1)
             yield SamplingRequest(
@@ -87,8 +90,9 @@ def checked_labels(flow: FlowMap, labels: Any) -> np.ndarray | None:
             "The backbone is unconditional (num_classes=0). "
             f"Received: labels={labels!r}"
         )
-    labels = np.asarray(ops.convert_to_numpy(labels))
-    if labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer):
+    if not isinstance(labels, np.ndarray):
+        labels = np.asarray(ops.convert_to_numpy(labels))
+    if labels.ndim > 1 or labels.dtype.kind not in "iu":
         raise ValueError(
             "`labels` must be integers of shape (num_samples,). "
             f"Received: shape {labels.shape}, dtype {labels.dtype}"

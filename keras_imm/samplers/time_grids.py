@@ -3,6 +3,7 @@
 `num_steps` steps take `num_steps + 1` times.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +17,12 @@ TIME_GRIDS = ("uniform", "edm")
 
 def uniform_grid(num_steps: int, min_time: float, max_time: float) -> np.ndarray:
     """Times evenly spaced from `max_time` to `min_time` (IMM Eq. 117)."""
-    return np.linspace(max_time, min_time, num_steps + 1)
+    return _evenly_spaced(max_time, min_time, num_steps + 1).copy()
+
+
+@functools.lru_cache(maxsize=16)
+def _evenly_spaced(start: float, stop: float, count: int) -> np.ndarray:
+    return np.linspace(start, stop, count)
 
 
 def edm_grid(

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from keras.src.backend.common.variables import AutocastScope
 
 import keras_imm
 from keras_imm.backend import keras_private
@@ -117,6 +118,7 @@ def owners():
         "_initial_epoch": model,
         "_initializer": keras.Variable("zeros", (1,)),
         "_keras_history": ops.square(keras.Input((2,))),
+        "_value": keras.Variable("zeros", (1,)),
     }
 
 
@@ -576,6 +578,42 @@ def test_keras_draws_where_they_are_replaced():
         keras.random.truncated_normal((2, 3, 3), seed=2)
         keras.random.uniform((2,), seed=3)
     assert [seed for _, seed in calls] == [1, 2]
+
+
+def test_values_are_those_that_variables_have_now():
+    """Also in scopes, of variables that were assigned, and of those yet to be made."""
+    variables = [keras.Variable(np.full(2, i, "float32")) for i in (1.0, 2.0)]
+
+    def read():
+        return [numpy(v).tolist() for v in keras_private.values_of(variables)]
+
+    assert read() == [[1.0, 1.0], [2.0, 2.0]]
+    variables[0].assign([3.0, 4.0])
+    assert read() == [[3.0, 4.0], [2.0, 2.0]]
+    with keras.StatelessScope(state_mapping=[(variables[1], ops.zeros(2))]):
+        assert read() == [[3.0, 4.0], [0.0, 0.0]]
+        made = keras.Variable("ones", (2,))
+        assert numpy(keras_private.values_of([made])[0]).tolist() == [1.0, 1.0]
+    with AutocastScope("float16"):
+        dtypes = {ops.dtype(v) for v in keras_private.values_of(variables)}
+        assert dtypes == {"float16"}
+    assert read() == [[3.0, 4.0], [2.0, 2.0]]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch's variables")
+def test_values_of_replaced_tensors_are_the_new_ones():
+    import torch
+
+    variable = keras.Variable(np.ones(2, "float32"))
+    assert keras_private.values_of([variable])[0] is variable.value
+    variable._value = torch.nn.Parameter(torch.zeros(2))
+    assert keras_private.values_of([variable])[0] is variable.value
+    with keras.device("meta"):
+        assert keras_private.values_of([variable])[0].device.type == "meta"
+    assert (
+        keras_private.torch_device()
+        == keras_private.own_state(keras.random.SeedGenerator(1)).device.type
+    )
 
 
 def test_the_seed_of_a_draw_is_the_streams_state_before_it():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_imm import backend
 from keras_imm.backend.random_streams import (
     assign_state,
     mix_seeds,
@@ -108,3 +109,38 @@ def test_a_step_that_fails_leaves_the_seed_as_it_was():
     except KeyboardInterrupt:
         pass
     assert ops.convert_to_numpy(random_states(layer)[0]).tolist() == [11, 0]
+
+
+@pytest.mark.parametrize("shape", [(3,), (5, 8, 8, 1)])
+@pytest.mark.parametrize("start", [[7, 0], [2**31 - 2, 5], [3, 2**31 - 3]])
+def test_noise_of_a_stream_is_what_keras_draws(shape, start):
+    """The same bits, and the stream is where Keras leaves it."""
+    own, expected = (keras.random.SeedGenerator(1) for _ in range(2))
+    for stream in (own, expected):
+        assign_state(stream.state, start)
+    for _ in range(2):
+        noise = backend.draw_normal(shape, own)
+        keras_noise = keras.random.normal(shape, seed=expected)
+        assert ops.dtype(noise) == ops.dtype(keras_noise)
+        np.testing.assert_array_equal(
+            *map(ops.convert_to_numpy, (noise, keras_noise)), strict=True
+        )
+        np.testing.assert_array_equal(
+            *(ops.convert_to_numpy(s.state.value) for s in (own, expected))
+        )
+
+
+def test_a_draw_in_a_stateless_scope_leaves_the_stream_where_it_is():
+    stream = keras.random.SeedGenerator(4)
+    state = ops.convert_to_tensor([9, 2], stream.state.dtype)
+    with keras.StatelessScope(state_mapping=[(stream.state, state)]) as scope:
+        noise = backend.draw_normal((6,), stream)
+    assert ops.convert_to_numpy(scope.get_current_value(stream.state)).tolist() == [
+        9,
+        3,
+    ]
+    assert ops.convert_to_numpy(stream.state.value).tolist() == [4, 0]
+    assert ops.convert_to_numpy(state).tolist() == [9, 2]
+    assign_state(stream.state, [9, 2])
+    expected = keras.random.normal((6,), seed=stream)
+    np.testing.assert_array_equal(*map(ops.convert_to_numpy, (noise, expected)))

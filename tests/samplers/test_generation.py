@@ -6,7 +6,7 @@ import pytest
 from gaussian_flow import SIGMA_DATA, flow, gaussian_model, velocity
 from keras import ops
 
-from keras_imm import samplers
+from keras_imm import backend, samplers
 from keras_imm.samplers import Generator, SamplingPlan
 
 NAMES = sorted(samplers.SAMPLERS)
@@ -272,6 +272,42 @@ def test_a_generator_takes_the_values_of_its_variables(make_model, compiled):
         zeros, plan, plan.times(model.flow), x, None
     )  # Euler-FM of an output of zero
     np.testing.assert_allclose(*map(ops.convert_to_numpy, (still, x)), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["_step", "_loop"])
+def test_functions_of_the_last_samplers_are_kept(kind):
+    """Sixteen of them, counted from their last use."""
+    generator = Generator(gaussian_model().flow)
+    function_of = getattr(generator, kind)
+    first, second = (function_of(Scaled(factor)) for factor in (0.0, 1.0))
+    for factor in range(2, 16):
+        function_of(Scaled(float(factor)))
+    assert function_of(Scaled(0.0)) is first
+    function_of(Scaled(16.0))
+    assert function_of(Scaled(0.0)) is first
+    assert function_of(Scaled(1.0)) is not second
+    assert len(getattr(generator, f"{kind}s")) == 16
+
+
+@pytest.mark.skipif(
+    not backend.compiles_loops, reason="PyTorch draws noise without a compiled function"
+)
+def test_functions_that_draw_noise_are_kept_for_the_last_shapes(monkeypatch):
+    made = []
+
+    def compiled(function, jit_compile=False):
+        made.append(function)
+        return function
+
+    monkeypatch.setattr(backend, "compile_function", compiled)
+    generator = Generator(gaussian_model().flow)
+    made.clear()
+    stream = keras.random.SeedGenerator(0)
+    for rows in [*range(1, 18), 17, 1]:  # the shape of one row has gone
+        noise = generator.draw_noise(stream, (rows, 2, 2, 1))
+        assert tuple(noise.shape) == (rows, 2, 2, 1)
+    assert len(made) == 18
+    assert len(generator._noises) == 16
 
 
 class Shifted(samplers.Sampler):

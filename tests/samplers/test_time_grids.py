@@ -106,3 +106,9 @@ def test_edm_needs_a_finite_eta():
         grid("edm", 4, time_range=(0.0, 1.0))
     assert "max_time=1.0" in str(error.value)
     assert grid("uniform", 1, time_range=(0.0, 1.0)).tolist() == [1.0, 0.0]
+
+
+def test_a_grid_that_is_changed_is_the_callers_own():
+    grid("uniform", 3)[:] = 7.0
+    low, high = RANGES["flow_matching"]
+    np.testing.assert_array_equal(grid("uniform", 3), np.linspace(high, low, 4))

@@ -4,6 +4,7 @@ from keras_imm.backend.attention import attention_times
 from keras_imm.backend.jax import processes
 from keras_imm.backend.jax.attention import dot_product_attention
 from keras_imm.backend.jax.compilation import (
+    as_argument,
     compile_function,
     compiles_loops,
     jvp,
@@ -14,16 +15,19 @@ from keras_imm.backend.jax.initial_values import initial_values_together
 from keras_imm.backend.jax.model import TrainableModel
 from keras_imm.backend.jax.precision import full_precision, multiplies_in_tf32
 from keras_imm.backend.jax.train_step import TrainStep
+from keras_imm.backend.random_streams import draw_normal
 
 __all__ = [
     "TrainStep",
     "TrainableModel",
+    "as_argument",
     "attention_times",
     "compile_function",
     "compiles_loops",
     "device_kind",
     "device_memory",
     "dot_product_attention",
+    "draw_normal",
     "full_precision",
     "initial_values_together",
     "jvp",

@@ -14,6 +14,11 @@ def compile_function(function: Callable, jit_compile: bool = False) -> Callable:
     return jax.jit(function)
 
 
+def as_argument(array: Any) -> Any:
+    """The array. See `keras_imm.backend.torch`."""
+    return array
+
+
 def optimization_barrier(x: Any) -> Any:
     """Has a tensor with several uses computed once, and kept.
 

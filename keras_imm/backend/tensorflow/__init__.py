@@ -4,8 +4,10 @@ from contextlib import nullcontext as initial_values_together
 
 from keras_imm.backend.attention import attention_times
 from keras_imm.backend.attention import plain_attention as dot_product_attention
+from keras_imm.backend.random_streams import draw_normal
 from keras_imm.backend.tensorflow import processes
 from keras_imm.backend.tensorflow.compilation import (
+    as_argument,
     compile_function,
     compiles_loops,
     optimization_barrier,
@@ -19,12 +21,14 @@ from keras_imm.backend.tensorflow.train_step import TrainStep
 __all__ = [
     "TrainStep",
     "TrainableModel",
+    "as_argument",
     "attention_times",
     "compile_function",
     "compiles_loops",
     "device_kind",
     "device_memory",
     "dot_product_attention",
+    "draw_normal",
     "full_precision",
     "initial_values_together",
     "jvp",

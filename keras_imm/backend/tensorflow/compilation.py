@@ -23,6 +23,11 @@ def compile_function(function: Callable, jit_compile: bool = False) -> Callable:
     return lambda *args: compiled(*tf.nest.map_structure(copy_of_one_device, args))
 
 
+def as_argument(array: Any) -> Any:
+    """The array. See `keras_imm.backend.torch`."""
+    return array
+
+
 def optimization_barrier(x: Any) -> Any:
     """The tensor: TensorFlow computes it once. See `keras_imm.backend.jax`."""
     return x

@@ -7,23 +7,27 @@ from keras_imm.backend.torch.attention import attention_times, dot_product_atten
 from keras_imm.backend.torch.derivatives import jvp
 from keras_imm.backend.torch.devices import device_kind, device_memory
 from keras_imm.backend.torch.graphs import (
+    as_argument,
     compile_function,
     compiles_loops,
     optimization_barrier,
 )
 from keras_imm.backend.torch.model import TrainableModel
 from keras_imm.backend.torch.precision import full_precision, multiplies_in_tf32
+from keras_imm.backend.torch.random_draws import draw_normal
 from keras_imm.backend.torch.train_step import TrainStep
 
 __all__ = [
     "TrainStep",
     "TrainableModel",
+    "as_argument",
     "attention_times",
     "compile_function",
     "compiles_loops",
     "device_kind",
     "device_memory",
     "dot_product_attention",
+    "draw_normal",
     "full_precision",
     "initial_values_together",
     "jvp",

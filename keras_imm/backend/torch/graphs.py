@@ -1,16 +1,17 @@
 """Traced functions under PyTorch: graphs of ATen operations."""
 
-import contextlib
 import threading
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from keras_imm.backend import keras_private
+from keras_imm.backend.recently_used import RecentlyUsed
 from keras_imm.backend.torch.graph_passes import call_python_functions, simplify
 
 compiles_loops = False
@@ -50,13 +51,15 @@ def compile_function(function: Callable, jit_compile: bool = False) -> Callable:
     """
     graphs = TracedFunction(function, jit_compile)
 
+    # Or a gradient could not be taken through what the caller computes from them.
     def copy(result):
-        # Or a gradient could not be taken through what the caller computes from it.
         return result.clone() if torch.is_tensor(result) else result
 
     def compiled(*args):
         results = graphs(*args)
         with torch.no_grad():
+            if torch.is_tensor(results):
+                return results.clone()
             return pytree.tree_map(copy, results)
 
     return compiled
@@ -90,7 +93,7 @@ class TracedFunction:
         self._function = function
         self._attempts = FAILED_COMPILATIONS if jit_compile else 0
         self._untraced = torch.no_grad()(untraced or function)
-        self._kept: OrderedDict[tuple, Callable] = OrderedDict()
+        self._kept = RecentlyUsed(KEPT_GRAPHS)
         self._warnings: set[str] = set()
 
     def __call__(self, *args: Any) -> Any:
@@ -101,9 +104,6 @@ class TracedFunction:
             run, error = self._traced(signature, args, tensors)
             if error is not None:
                 return self._call_untraced(signature, args, error)
-        else:
-            with contextlib.suppress(KeyError):  # another thread dropped it
-                self._kept.move_to_end(signature)
         return run(args, tensors)
 
     def _traced(
@@ -111,20 +111,21 @@ class TracedFunction:
     ) -> tuple[Callable | None, Exception | None]:
         """What to run, unless another thread has made it, or why there is nothing."""
         with _TRACING:
-            if signature not in self._kept:
+            run = self._kept.get(signature)
+            if run is None:
                 try:
                     run = self._trace(args, tensors)
                 except Exception as error:
                     if _lacks_memory(error):
                         raise
                     return None, error
-                self._keep(signature, run)
-            return self._kept[signature], None
+                self._kept.put(signature, run)
+            return run, None
 
     def _call_untraced(self, signature: tuple, args: tuple, error: Exception) -> Any:
         results = self._untraced(*args)
         with _TRACING:
-            self._keep(signature, lambda args, _: self._untraced(*args))
+            self._kept.put(signature, lambda args, _: self._untraced(*args))
         self._warn_once(
             "A model runs layer by layer where its inputs have these shapes, which is "
             f"slower: PyTorch cannot trace it. {type(error).__name__}: {error}"
@@ -136,14 +137,9 @@ class TracedFunction:
             self._warnings.add(message)
             warnings.warn(message, stacklevel=4)
 
-    def _keep(self, signature: tuple, run: Callable) -> None:
-        self._kept[signature] = run
-        while len(self._kept) > KEPT_GRAPHS:
-            self._kept.popitem(last=False)
-
     @torch.no_grad()
     def _trace(self, args: tuple, tensors: list) -> Callable:
-        structure, absent = None, None
+        structure, absent, is_tensor = None, None, False
 
         def of_tensors(*tensors):
             given = iter(tensors)
@@ -153,8 +149,10 @@ class TracedFunction:
                     return [fill(one) for one in arg]
                 return None if arg is None else next(given)
 
-            nonlocal structure, absent
-            results, structure = pytree.tree_flatten(self._function(*map(fill, args)))
+            nonlocal structure, absent, is_tensor
+            returned = self._function(*map(fill, args))
+            is_tensor = torch.is_tensor(returned)
+            results, structure = pytree.tree_flatten(returned)
             absent = [one is None for one in results]
             return [one for one in results if one is not None]
 
@@ -169,9 +167,12 @@ class TracedFunction:
 
         def run(_, tensors):
             with mode():
-                results = iter(run_graph(*tensors))
+                results = run_graph(*tensors)
+            if is_tensor:
+                return results[0]
+            present = iter(results)
             return pytree.tree_unflatten(
-                [None if one else next(results) for one in absent], structure
+                [None if one else next(present) for one in absent], structure
             )
 
         return run
@@ -205,10 +206,12 @@ def _signature(args: tuple) -> tuple[tuple, list]:
     key, tensors = [], []
     for arg in args:
         if isinstance(arg, list):
-            present = [one for one in arg if one is not None]
-            absent = [i for i, one in enumerate(arg) if one is None]
-            key += [len(arg), *absent, "absent"]
-            tensors += present
+            key.append(len(arg))
+            if type(None) in map(type, arg):
+                key += [i for i, one in enumerate(arg) if one is None]
+                arg = [one for one in arg if one is not None]
+            key.append("of list")
+            tensors += arg
         elif arg is None:
             key.append(None)
         else:
@@ -250,15 +253,35 @@ def use_cuda_graphs(enabled: bool = True) -> None:
     _CUDA_GRAPHS = enabled
 
 
+def as_argument(array: Any) -> Any:
+    """A NumPy array as a compiled function is best given it in many calls.
+
+    Args:
+        array: NumPy array, or tensor.
+
+    Returns:
+        Under PyTorch a tensor on Keras's device; elsewhere the array itself.
+    """
+    if isinstance(array, np.ndarray) and not array.flags.writeable:
+        array = array.copy()  # PyTorch's tensors may be written to
+    return torch.as_tensor(array, device=keras_private.torch_device())
+
+
 def compile_graph(module: Any, tensors: list) -> Callable:
     """What `torch.compile` ends in, without its checks before every call."""
     from torch._inductor import compile as compile_with_inductor
+    from torch._inductor import config
 
-    if not _CUDA_GRAPHS:
-        return compile_with_inductor(module, tensors)
-    # Trees of graphs belong to a thread, and have steps that `torch.compile` counts.
-    options = {"triton.cudagraphs": True, "triton.cudagraph_trees": False}
-    return _with_results_copied(compile_with_inductor(module, tensors, options))
+    options = None
+    if _CUDA_GRAPHS:
+        # Trees belong to a thread, and have steps that `torch.compile` counts.
+        options = {"triton.cudagraphs": True, "triton.cudagraph_trees": False}
+    # In place of what Inductor would ask of each tensor, which takes longer.
+    with config.patch(size_asserts=False):
+        compiled = compile_with_inductor(module, _in_one_piece(tensors), options)
+    if _CUDA_GRAPHS:
+        compiled = _with_results_copied(compiled)
+    return lambda *tensors: compiled(*_in_one_piece(tensors))
 
 
 def _with_results_copied(compiled: Callable) -> Callable:
@@ -273,3 +296,10 @@ def _with_results_copied(compiled: Callable) -> Callable:
             ]
 
     return run
+
+
+def _in_one_piece(tensors: Sequence) -> Sequence:
+    """Tensors as a compiled graph reads them, copied where they lie otherwise."""
+    if all(map(torch.Tensor.is_contiguous, tensors)):
+        return tensors
+    return [tensor.contiguous() for tensor in tensors]

@@ -7,6 +7,7 @@ be waited for, Philox in arithmetic of integers, which compilers fuse into what 
 """
 
 import contextlib
+import functools
 import math
 from typing import Any
 
@@ -21,6 +22,31 @@ from keras_imm.backend import keras_private
 _MASK = 0xFFFFFFFF
 # Bits of a uniform number in [0, 1) that are exact.
 _BITS = {torch.float16: 11, torch.bfloat16: 8}
+
+
+def draw_normal(shape: tuple, stream: keras.random.SeedGenerator) -> Any:
+    """`keras.random.normal(shape, seed=stream)`, by one read of the stream's state.
+
+    Args:
+        shape: Shape of the result.
+        stream: The stream that moves on.
+
+    Returns:
+        Standard-normal tensor, the same bits as Keras's.
+    """
+    state = keras_private.own_state(stream)
+    if state is None or get_proxy_mode() is not None:
+        return keras.random.normal(shape, seed=stream)
+    device = keras_private.torch_device()
+    options = {"generator": _generator(state, device), "device": device}
+    state.add_(_one_draw(state.device))
+    return torch.normal(0.0, 1.0, size=shape, dtype=_torch_dtype(None), **options)
+
+
+@functools.cache
+def _one_draw(device: torch.device) -> Any:
+    """What a draw adds to the state of its stream."""
+    return torch.tensor([0, 1], dtype=torch.int32, device=device)
 
 
 def traceable_draws() -> contextlib.AbstractContextManager:
@@ -147,9 +173,9 @@ def _has_generator(seed: Any) -> bool:
     return seed.device.type == "cpu"
 
 
-def _generator(seed: Any) -> torch.Generator:
+def _generator(seed: Any, device: Any = "cpu") -> torch.Generator:
     """As Keras makes it."""
-    generator = torch.Generator()
+    generator = torch.Generator(device)
     first, second = seed.tolist()
     return generator.manual_seed((first + second) & _MASK)
 

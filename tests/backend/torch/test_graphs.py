@@ -85,6 +85,78 @@ def test_a_bias_is_added_in_the_product():
     assert {"aten::sin", "aten::detach"} <= set(written)  # the profiler sees them
 
 
+def test_products_are_added_in_one_pass():
+    """Of tensors of one dtype, where nobody else needs the product."""
+    import torch
+
+    def function(x, scale, shift):
+        once = shift + x * scale
+        needed = x * scale[1:]
+        return once + (needed + shift) * needed + (2.0 * x) + x.double() * scale
+
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape) for shape in ((3, 4), (2, 1, 4), (3, 1))]
+    given = [torch.tensor(array, dtype=torch.float32) for array in arrays]
+    call = trace(function)
+    call(*given)  # traces
+    result, counts = operations(call, *given)
+    x, scale, shift = (numpy(one).astype("float64") for one in given)
+    expected = function(*map(torch.tensor, (x, scale, shift)))
+    assert result.dtype == torch.float64
+    np.testing.assert_allclose(numpy(result), numpy(expected), rtol=1e-5, atol=1e-6)
+    assert counts["aten::addcmul"] == 2
+    assert counts["aten::mul"] == 3  # what is needed twice, by 2, and of two dtypes
+
+
+def test_products_of_what_changes_meanwhile_are_computed_before():
+    import torch
+
+    def function(x, y):
+        x = x + 0.0
+        product = x * y
+        x.add_(1.0)
+        return x + product
+
+    result = trace(function)(torch.tensor([2.0]), torch.tensor([3.0]))
+    assert result.tolist() == [9.0]
+
+
+def test_views_of_views_are_views_of_what_lies_in_one_piece():
+    import torch
+
+    def function(x, weights):
+        (kernel,) = weights
+        joined = torch.matmul(x, kernel).view(2, 12).view(4, 3, 2)
+        apart = kernel.T.view(2, 3, 4).view(6, 4)  # strides of a transposed matrix
+        return joined.sum(0) @ apart[:2]
+
+    x, kernel = torch.randn(4, 4), torch.randn(4, 6)
+    call = trace(function)
+    result = call(x, [kernel])
+    torch.testing.assert_close(result, function(x, [kernel]))
+    _, counts = operations(call, x, [kernel])
+    _, written = operations(function, x, [kernel])
+    assert counts["aten::view"] == written["aten::view"] - 1
+
+
+@pytest.mark.slow("compiles")
+@pytest.mark.parametrize("first", [False, True])
+def test_compiled_graphs_take_tensors_however_they_lie(first, no_warnings):
+    """Transposed and expanded ones, in the call that compiles and in later ones."""
+    import torch
+
+    def function(x, weights):
+        return torch.sin(x @ weights[0]).reshape(-1) + 1.0
+
+    x, kernel = torch.randn(4, 4), torch.randn(4, 4)
+    layouts = [(x, kernel), (x.T, kernel), (x, kernel.T), (x[:1].expand(4, 4), kernel)]
+    call = trace(function, jit_compile=True)
+    for one, other in layouts[::-1] if first else layouts:
+        result = call(one, [other])
+        expected = function(one.double(), [other.double()])
+        np.testing.assert_allclose(numpy(result), numpy(expected), atol=1e-5)
+
+
 def test_nothing_is_recorded_for_a_gradient():
     import torch
 
