@@ -142,9 +142,6 @@ def call_python_functions(module: Any) -> Callable:
     """
     aten = torch.ops.aten
     functions = {
-        aten._scaled_dot_product_flash_attention_for_cpu.default: (
-            torch._scaled_dot_product_flash_attention_for_cpu
-        ),
         aten.add.Tensor: torch.add,
         aten.addcmul.default: torch.addcmul,
         aten.addmm.default: torch.addmm,
@@ -153,15 +150,13 @@ def call_python_functions(module: Any) -> Callable:
         aten.cos.default: torch.cos,
         aten.div.Tensor: torch.div,
         aten.embedding.default: torch.embedding,
-        aten.gelu.default: torch._C._nn.gelu,
+        aten.gelu.default: torch.nn.functional.gelu,
         aten.mm.default: torch.mm,
         aten.mul.Tensor: torch.mul,
         aten.native_layer_norm.default: torch.native_layer_norm,
         aten.neg.default: torch.neg,
         aten.permute.default: torch.permute,
-        aten.silu.default: torch._C._nn.silu,
         aten.sin.default: torch.sin,
-        aten.split.Tensor: torch._VF.split,
         aten.sqrt.default: torch.sqrt,
         aten.sub.Tensor: torch.sub,
         aten.sum.dim_IntList: torch.sum,
