@@ -126,9 +126,10 @@ def test_a_finished_run_is_measured_again_and_other_flags_are_refused(
     [
         ["--network=unet", "--model_channels=8", "--channel_mult=1,1"],
         ["--method=flow_matching", "--guidance=1.5"],
+        ["--dtype=mixed_bfloat16", "--second_time=stride", "--time_scale=1"],
     ],
 )
-def test_other_networks_and_methods(data_dir, tmp_path, flags):
+def test_other_networks_methods_and_dtypes(data_dir, tmp_path, flags):
     result = run(data_dir, tmp_path, "--steps=4", *TINY, *flags)
     assert result.returncode == 0, result.stderr
     model = keras.saving.load_model(tmp_path / "model.keras")
@@ -136,6 +137,8 @@ def test_other_networks_and_methods(data_dir, tmp_path, flags):
     assert unet == (flags[0] == "--network=unet")
     flow_matching = isinstance(model.objective, keras_imm.objectives.FlowMatching)
     assert flow_matching == (flags[0] == "--method=flow_matching")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert all(np.isfinite(row["frechet"]) for row in metrics["results"])
 
 
 # Trains by --minutes at a speed that is said and not measured, and kills itself in the
