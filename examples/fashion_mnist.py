@@ -399,6 +399,7 @@ def main(_):
     draw_samples(out / "samples.png", data, generate)
     draw_training(out / "training.png", logs)
     model.save(out / "model.keras")
+    print(f"measuring {FLAGS.num_samples} samples of {FLAGS.sampling_steps} steps")
     rows = measure(generate, quality)
     print_table(rows)
     training_report.write_json(
