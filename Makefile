@@ -1,4 +1,5 @@
 # make digits [BACKEND=tensorflow|jax|torch] [ARGS="--steps=400"]   train and sample
+# make fashion [BACKEND=torch] [ARGS="--effort=gpu"]                the same at 28x28, longer
 # make test   [BACKENDS="jax"] [ARGS="-k frechet"]                  all tests, each backend
 # make check  [BACKEND=torch] [ARGS="-k unet"]                      the fast tests, one backend
 # make lint
@@ -24,7 +25,7 @@ extra = $(if $(filter tensorflow,$(1)),$(TENSORFLOW),$(1))
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help digits test check lint clean
+.PHONY: help digits fashion test check lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -32,6 +33,10 @@ help:
 
 digits: $(VENV)/stamps/digits-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(VENV)/bin/python examples/digits.py $(ARGS)
+
+# 40 minutes; the data are found or fetched. Killed, it continues when called again.
+fashion: $(VENV)/stamps/digits-$(BACKEND)
+	KERAS_BACKEND=$(BACKEND) $(VENV)/bin/python examples/fashion_mnist.py $(ARGS)
 
 # Every backend runs, whatever the ones before it said.
 test: $(VENV)/stamps/test

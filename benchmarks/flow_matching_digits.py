@@ -19,6 +19,7 @@ import digits
 import digits_data
 import keras
 import measuring
+import training_report
 from absl import app, flags
 
 import keras_imm
@@ -99,7 +100,7 @@ def main(_):
     rows = digits.measure(generate, quality)
     digits.draw_samples(out / "samples.png", images, labels, generate)
     digits.print_table(rows)
-    digits.write_json(
+    training_report.write_json(
         out / "metrics.json",
         {
             "method": "flow_matching",

@@ -12,20 +12,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # PyTorch alone counts physical cores; give each framework what the machine has.
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
-import functools
-import json
 import pathlib
-import platform
-import shlex
-import sys
 import time
 
 import digits_data
 import keras
 import numpy as np
 import sklearn
+import training_report
 from absl import app, flags
-from matplotlib.figure import Figure
 
 import keras_imm
 
@@ -106,19 +101,13 @@ def build_backbone():
 
 def learning_rate():
     """Rises for `warmup_steps`, then falls to 0 at the last step (cosine)."""
-    warmup = min(FLAGS.warmup_steps, FLAGS.steps - 1)
-    return keras.optimizers.schedules.CosineDecay(
-        0.0 if warmup else FLAGS.learning_rate,
-        FLAGS.steps - warmup,
-        warmup_target=FLAGS.learning_rate if warmup else None,
-        warmup_steps=warmup,
+    return training_report.cosine_rate(
+        FLAGS.learning_rate, FLAGS.steps, FLAGS.warmup_steps
     )
 
 
 def build_optimizer(learning_rate):
-    return keras.optimizers.Adam(
-        learning_rate, epsilon=1e-8, use_ema=True, ema_momentum=FLAGS.ema_momentum
-    )
+    return training_report.averaging_adam(learning_rate, FLAGS.ema_momentum)
 
 
 def times():
@@ -151,128 +140,63 @@ def build_model():
     return model
 
 
-class StepTimer(keras.callbacks.Callback):
-    """Seconds per training step, from all epochs but the first, which compiles.
-
-    Stands first among the callbacks, so that what the others do is not counted.
-    """
-
-    def on_train_begin(self, logs=None):
-        self.epochs = []
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.start = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.epochs.append(time.perf_counter() - self.start)
-
-    def seconds_per_step(self, steps_per_epoch):
-        return float(np.mean(self.epochs[1:] or self.epochs)) / steps_per_epoch
-
-
 def uniform_labels(count):
     return np.arange(count, dtype="int32") % digits_data.NUM_CLASSES
 
 
+def step_counts():
+    return list(map(int, FLAGS.sampling_steps))
+
+
 def measure(generate, quality):
     """One row of the table per number of steps; `generate(labels, num_steps)`."""
-    labels = uniform_labels(FLAGS.num_samples)
-    generate(labels, 1)  # compiles
-    rows = []
-    for num_steps in map(int, FLAGS.sampling_steps):
-        start = time.perf_counter()
-        samples = generate(labels, num_steps)
-        seconds = time.perf_counter() - start
-        rows.append(
-            {
-                "steps": num_steps,
-                "frechet": float(quality.frechet(samples, labels)),
-                "agreement": float(quality.agreement(samples, labels)),
-                "seconds_per_1000_images": 1000 * seconds / len(labels),
-            }
-        )
-    return rows
+
+    def score(samples, labels):
+        return {
+            "frechet": float(quality.frechet(samples, labels)),
+            "agreement": float(quality.agreement(samples, labels)),
+        }
+
+    return training_report.measure(
+        generate, uniform_labels(FLAGS.num_samples), step_counts(), score
+    )
 
 
 def print_table(rows):
-    print(f"\n{'steps':>5}  {'Fréchet':>8}  {'agreement':>9}  {'s / 1,000 images':>16}")
-    for row in rows:
-        print(
-            f"{row['steps']:>5}  {row['frechet']:>8.4f}  {row['agreement']:>9.4f}"
-            f"  {row['seconds_per_1000_images']:>16.3f}"
-        )
-    print()
+    columns = {"frechet": ("Fréchet", 4), "agreement": ("agreement", 4)}
+    columns["seconds_per_1000_images"] = ("s / 1,000 images", 3)
+    training_report.print_table(rows, columns)
 
 
 def environment():
-    backend = keras.backend.backend()
-    return {
-        "backend": backend,
-        "versions": {
-            "python": platform.python_version(),
-            "keras_imm": keras_imm.__version__,
-            "keras": keras.__version__,
-            backend: sys.modules[backend].__version__,
-            "numpy": np.__version__,
-            "scikit-learn": sklearn.__version__,
-        },
-        "cpus": os.cpu_count(),
-        "command": shlex.join(["python", *sys.argv]),
-    }
+    return training_report.environment(**{"scikit-learn": sklearn.__version__})
 
 
 def own_flags():
     """The values of the flags defined above."""
-    return {
-        flag.name: flag.value
-        for flag in FLAGS.get_flags_for_module(sys.modules[__name__])
-    }
+    return training_report.flags_of(FLAGS, __name__)
 
 
-def write_json(path, content):
-    path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def draw_samples(path, images, labels, generate, columns=8):
+def draw_samples(path, images, labels, generate):
     """A block of one row per class for the real images and for each step count."""
-    wanted = np.repeat(np.arange(digits_data.NUM_CLASSES, dtype="int32"), columns)
-    real = [images[labels == c][:columns] for c in range(digits_data.NUM_CLASSES)]
-    blocks = {"real": np.concatenate(real)}
-    for num_steps in map(int, FLAGS.sampling_steps):
-        title = f"{num_steps} step{'s' if num_steps > 1 else ''}"
-        blocks[title] = generate(wanted, num_steps)
-    figure = Figure(figsize=(2.4 * len(blocks), 3.4), layout="constrained")
-    for axes, (title, block) in zip(
-        np.ravel(figure.subplots(1, len(blocks))), blocks.items(), strict=True
-    ):
-        tiles = np.pad(
-            block[..., 0].reshape(-1, columns, 8, 8),
-            ((0, 0), (0, 0), (1, 1), (1, 1)),
-            constant_values=images.min(),
-        )
-        rows, _, height, width = tiles.shape
-        canvas = tiles.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)
-        axes.imshow(canvas, cmap="gray_r", vmin=images.min(), vmax=images.max())
-        axes.set_title(title)
-        axes.set_axis_off()
-    figure.savefig(path, dpi=150)
+    blocks = training_report.sample_blocks(
+        images, labels, generate, step_counts(), digits_data.NUM_CLASSES
+    )
+    training_report.draw_blocks(path, blocks, (images.min(), images.max()))
 
 
 def draw_training(path, losses, history, steps_per_epoch):
-    figure = Figure(figsize=(9, 3), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    left.plot(steps_per_epoch * np.arange(1, len(losses) + 1), losses)
-    left.set_ylabel("loss, mean of an epoch")
-    steps = steps_per_epoch * np.array(history.get("epoch", []), int)
-    middle.semilogy(steps, history.get("frechet_2_steps", []), marker=".")
-    middle.set_ylabel("Fréchet distance, 2 steps")
-    right.plot(steps, history.get("agreement_2_steps", []), marker=".")
-    right.set_ylabel("label agreement, 2 steps")
-    for axes in (left, middle, right):
-        axes.set_xlabel("training step")
-        axes.set_xlim(0, steps_per_epoch * len(losses))
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    epochs = steps_per_epoch * np.arange(1, len(losses) + 1)
+    measured = steps_per_epoch * np.array(history.get("epoch", []), int)
+    frechet, agreement = (
+        history.get(f"{name}_2_steps", []) for name in ("frechet", "agreement")
+    )
+    panels = [
+        ("loss, mean of an epoch", epochs, losses, None),
+        ("Fréchet distance, 2 steps", measured, frechet, True),
+        ("label agreement, 2 steps", measured, agreement, False),
+    ]
+    training_report.draw_curves(path, panels, steps_per_epoch * len(losses))
 
 
 def main(_):
@@ -286,7 +210,7 @@ def main(_):
     quality = digits_data.Quality(images, labels)
     model = build_model()
 
-    timer = StepTimer()
+    timer = training_report.StepTimer()
     progress = keras_imm.callbacks.SampleMetrics(
         {"frechet": quality.frechet, "agreement": quality.agreement},
         labels=uniform_labels(FLAGS.num_samples),
@@ -306,20 +230,9 @@ def main(_):
     )
     fit_seconds = time.perf_counter() - fit_start
 
-    @functools.cache
-    def noise(count):  # as `progress` draws it
-        rng = np.random.default_rng(FLAGS.seed)
-        return rng.standard_normal((count, *images.shape[1:]), "float32")
-
-    def generate(labels, num_steps):
-        return model.generate(
-            labels,
-            num_steps=num_steps,
-            noise=noise(len(labels)),
-            batch_size=SAMPLING_BATCH,
-            verbose=0,
-        )
-
+    generate = training_report.Generator(
+        model, images.shape[1:], FLAGS.seed, SAMPLING_BATCH
+    )
     rows = measure(generate, quality)
     draw_samples(out / "samples.png", images, labels, generate)
     draw_training(
@@ -329,7 +242,7 @@ def main(_):
     print_table(rows)
 
     seconds_per_step = timer.seconds_per_step(steps_per_epoch)
-    write_json(
+    training_report.write_json(
         out / "metrics.json",
         {
             "method": "imm",

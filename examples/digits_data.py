@@ -1,12 +1,13 @@
 """Scikit-learn's handwritten digits: images, batches for `fit`, quality of samples."""
 
-import keras
 import numpy as np
+from array_batches import Batches
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
 import keras_imm
 
+__all__ = ["NUM_CLASSES", "NUM_IMAGES", "SIGMA_DATA", "Batches", "Quality", "load"]
 NUM_CLASSES = 10
 NUM_IMAGES = 1797
 SIGMA_DATA = 0.5
@@ -21,41 +22,6 @@ def load() -> tuple[np.ndarray, np.ndarray]:
     images, labels = load_digits(return_X_y=True)
     images = (images - images.mean()) / images.std() * SIGMA_DATA
     return images.reshape(-1, 8, 8, 1).astype("float32"), labels.astype("int32")
-
-
-class Batches(keras.utils.PyDataset):
-    """Full batches of a data set shuffled anew at every pass, for one epoch of `fit`.
-
-    A pass and an epoch are independent: `len` is the number of steps per epoch, and the
-    passes follow one another across epochs. Batches depend on `seed` alone, and all
-    backends get the same.
-    """
-
-    def __init__(self, arrays, batch_size, steps_per_epoch, seed):
-        super().__init__()
-        self.arrays = arrays
-        self.batch_size = batch_size
-        self.steps_per_epoch = steps_per_epoch
-        self.seed = seed
-        self.epoch = 0
-        self._pass, self._order = None, None
-
-    def __len__(self):
-        return self.steps_per_epoch
-
-    def __getitem__(self, step):
-        count = len(self.arrays[0])
-        number, position = divmod(
-            self.epoch * self.steps_per_epoch + step, count // self.batch_size
-        )
-        if number != self._pass:
-            order = np.random.default_rng([self.seed, number]).permutation(count)
-            self._pass, self._order = number, order
-        rows = self._order[position * self.batch_size :][: self.batch_size]
-        return tuple(array[rows] for array in self.arrays)
-
-    def on_epoch_end(self):
-        self.epoch += 1
 
 
 class Quality:

@@ -1,0 +1,430 @@
+"""Trains a class-conditional model on Fashion-MNIST and samples it in few steps.
+
+    python examples/fashion_mnist.py
+    KERAS_BACKEND=jax python examples/fashion_mnist.py --effort=gpu --seed=1
+    python examples/fashion_mnist.py --method=flow_matching --minutes=10 --out=runs/fm
+
+Killed at any moment, the same command continues. Leaves in --out: samples.png,
+training.png, metrics.json and model.keras.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# PyTorch alone counts physical cores; give each framework what the machine has.
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+
+import gc
+import json
+import pathlib
+import time
+
+import keras
+import numpy as np
+import training_report
+from absl import app, flags
+from array_batches import Batches, ResumableBatches
+
+import keras_imm
+from keras_imm.datasets import FASHION_MNIST_CLASSES, fashion_mnist
+from keras_imm.files import atomic
+
+# What the flags are that were not set.
+EFFORTS = {
+    "cpu": {
+        "minutes": 34.0,
+        "batch_size": 128,
+        "learning_rate": 1e-3,
+        "warmup_steps": 200,
+        "ema_momentum": 0.998,
+        "patch_size": 4,
+        "hidden_size": 96,
+        "depth": 3,
+        "num_heads": 4,
+        "model_channels": 16,
+        "num_blocks": 1,
+        "dtype": "float32",
+    },
+    "gpu": {
+        "minutes": 5.0,
+        "batch_size": 256,
+        "learning_rate": 5e-4,
+        "warmup_steps": 500,
+        "ema_momentum": 0.999,
+        "patch_size": 2,
+        "hidden_size": 256,
+        "depth": 8,
+        "num_heads": 4,
+        "model_channels": 64,
+        "num_blocks": 2,
+        "dtype": "mixed_bfloat16",
+    },
+}
+BY_EFFORT = "Default: --effort's."
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Folder of Fashion-MNIST's IDX files. Default: that of Debian's package "
+    "dataset-fashion-mnist, or else Keras's download.",
+)
+flags.DEFINE_enum(
+    "effort",
+    "cpu",
+    list(EFFORTS),
+    "Sets the flags that are not given: at most 40 minutes on 2 cores, or at most 8 on "
+    "an H100, with measurements.",
+)
+flags.DEFINE_float(
+    "minutes",
+    None,
+    "Minutes of training steps: as many steps as fit, by the speed that is measured "
+    f"before the first. Compilation and measurements come on top. {BY_EFFORT}",
+    lower_bound=0.0,
+)
+flags.DEFINE_integer(
+    "steps", None, "Training steps, in place of --minutes.", lower_bound=1
+)
+flags.DEFINE_integer(
+    "steps_per_epoch", 200, "Steps between checkpoints.", lower_bound=1
+)
+flags.DEFINE_integer("batch_size", None, f"Batch size. {BY_EFFORT}", lower_bound=1)
+flags.DEFINE_integer("group_size", 4, "Particles per group, M.", lower_bound=1)
+flags.DEFINE_float(
+    "learning_rate", None, f"Adam's learning rate, at its highest. {BY_EFFORT}"
+)
+flags.DEFINE_integer(
+    "warmup_steps", None, f"Steps of linear warm-up. {BY_EFFORT}", lower_bound=0
+)
+flags.DEFINE_float(
+    "ema_momentum", None, f"Momentum of the averaged weights. {BY_EFFORT}"
+)
+flags.DEFINE_float("label_dropout", 0.1, "How often a label becomes the null label.")
+flags.DEFINE_bool(
+    "drop_target_labels", True, "Whether a label is dropped in the target's pass too."
+)
+flags.DEFINE_float("time_scale", 1000.0, "Factor of the times that the network sees.")
+flags.DEFINE_enum(
+    "second_time", "s", ["s", "stride"], "Second time input: s, or stride for t - s."
+)
+flags.DEFINE_integer(
+    "k", 12, "Gap of the mapping r(s, t): (eta(T) - eta(0)) / 2^k.", lower_bound=1
+)
+flags.DEFINE_float("min_gap", 0.005, "Smallest gap t - r of that mapping.")
+flags.DEFINE_integer("a", 1, "Exponent a of the weighting w(s, t).", lower_bound=1)
+flags.DEFINE_float("b", 4.0, "Bias b of the weighting w(s, t).")
+flags.DEFINE_float("sigma_data", 0.5, "Standard deviation of the noise.")
+flags.DEFINE_enum("method", "imm", ["imm", "flow_matching"], "What is trained.")
+flags.DEFINE_enum("network", "dit", ["dit", "unet"], "The backbone.")
+flags.DEFINE_integer("patch_size", None, f"Of DiT. {BY_EFFORT}", lower_bound=1)
+flags.DEFINE_integer("hidden_size", None, f"Of DiT. {BY_EFFORT}", lower_bound=1)
+flags.DEFINE_integer("depth", None, f"Blocks of DiT. {BY_EFFORT}", lower_bound=1)
+flags.DEFINE_integer("num_heads", None, f"Of DiT. {BY_EFFORT}", lower_bound=1)
+flags.DEFINE_integer("model_channels", None, f"Of UNet. {BY_EFFORT}", lower_bound=1)
+flags.DEFINE_integer("num_blocks", None, f"Of UNet. {BY_EFFORT}", lower_bound=1)
+flags.DEFINE_list("channel_mult", "1,2,2", "Of UNet.")
+flags.DEFINE_list("attention_resolutions", "7", "Of UNet.")
+flags.DEFINE_float("guidance", None, "Guidance scale in sampling. Default: none.")
+flags.DEFINE_string("dtype", None, f"Dtype policy. {BY_EFFORT}")
+flags.DEFINE_integer(
+    "seed", 0, "Of the weights, the batches, the noise and times.", lower_bound=0
+)
+flags.DEFINE_list("sampling_steps", "1,2,4,8", "Numbers of sampling steps to measure.")
+flags.DEFINE_integer("num_samples", 10_000, "Images per measurement.", lower_bound=80)
+flags.DEFINE_integer(
+    "evaluate_every", 5, "Epochs between measurements in training.", lower_bound=1
+)
+flags.DEFINE_string(
+    "out",
+    "runs/fashion_mnist",
+    "Folder for the results. If it holds a run of the same flags, the run continues.",
+)
+
+# Flags that are not compared with those of the run in --out.
+PLACES = ("data_dir", "effort", "out")
+IMAGE_SHAPE = (28, 28, 1)
+NUM_CLASSES = len(FASHION_MNIST_CLASSES)
+SAMPLING_BATCH = 500
+SAMPLES_IN_TRAINING = 1000
+SPEED_STEPS = 50  # of which the speed is the mean
+
+
+def choose_flags():
+    """Gives the flags that were not set the values of --effort, and checks all.
+
+    Returns:
+        The flags by name.
+    """
+    if FLAGS["steps"].present and FLAGS["minutes"].present:
+        raise app.UsageError("Give --steps or --minutes, not both.")
+    for name, value in EFFORTS[FLAGS.effort].items():
+        if not FLAGS[name].present:
+            FLAGS[name].value = value
+    if FLAGS.steps is not None:
+        FLAGS["minutes"].value = None
+        FLAGS["steps_per_epoch"].value = min(FLAGS.steps_per_epoch, FLAGS.steps)
+        if FLAGS.steps % FLAGS.steps_per_epoch:
+            raise app.UsageError("--steps must be a multiple of --steps_per_epoch.")
+    if FLAGS.batch_size % FLAGS.group_size:
+        raise app.UsageError("--batch_size must be a multiple of --group_size.")
+    for name in ("sampling_steps", "channel_mult", "attention_resolutions"):
+        if not FLAGS[name].value or not all(map(is_positive, FLAGS[name].value)):
+            raise app.UsageError(
+                f"--{name} must be positive integers separated by commas. "
+                f"Received: {','.join(FLAGS[name].value)}"
+            )
+    return training_report.flags_of(FLAGS, __name__)
+
+
+def is_positive(text):
+    return text.isdecimal() and int(text) > 0
+
+
+def integers(name):
+    return tuple(map(int, FLAGS[name].value))
+
+
+def build_backbone():
+    if FLAGS.network == "dit":
+        return keras_imm.backbones.DiT(
+            image_shape=IMAGE_SHAPE,
+            patch_size=FLAGS.patch_size,
+            hidden_size=FLAGS.hidden_size,
+            depth=FLAGS.depth,
+            num_heads=FLAGS.num_heads,
+            num_classes=NUM_CLASSES,
+        )
+    return keras_imm.backbones.UNet(
+        image_shape=IMAGE_SHAPE,
+        model_channels=FLAGS.model_channels,
+        channel_mult=integers("channel_mult"),
+        num_blocks=FLAGS.num_blocks,
+        attention_resolutions=integers("attention_resolutions"),
+        num_classes=NUM_CLASSES,
+        seed=FLAGS.seed,
+    )
+
+
+def build_objective():
+    if FLAGS.method == "flow_matching":
+        return keras_imm.objectives.FlowMatching(label_dropout=FLAGS.label_dropout)
+    return keras_imm.objectives.MomentMatching(
+        time_mapping=keras_imm.time_mappings.EtaDecrement(
+            k=FLAGS.k, min_gap=FLAGS.min_gap
+        ),
+        kernel="laplace",
+        weighting=keras_imm.weightings.ELBO(a=FLAGS.a, b=FLAGS.b),
+        group_size=FLAGS.group_size,
+        label_dropout=FLAGS.label_dropout,
+        drop_target_labels=FLAGS.drop_target_labels,
+    )
+
+
+def build_model(steps):
+    """The compiled model of the flags, whose learning rate falls to 0 in `steps`."""
+    keras.utils.set_random_seed(FLAGS.seed)
+    model = keras_imm.FlowMapModel(
+        build_backbone(),
+        build_objective(),
+        schedule="flow_matching",
+        parameterization="euler_fm",
+        second_time=FLAGS.second_time,
+        time_scale=FLAGS.time_scale,
+        sigma_data=FLAGS.sigma_data,
+        seed=FLAGS.seed,
+    )
+    rate = training_report.cosine_rate(FLAGS.learning_rate, steps, FLAGS.warmup_steps)
+    model.compile(optimizer=training_report.averaging_adam(rate, FLAGS.ema_momentum))
+    return model
+
+
+def load_images():
+    """The training images in [-1, 1], and their labels."""
+    images, labels = fashion_mnist("train", FLAGS.data_dir)
+    return images[..., None] / np.float32(127.5) - np.float32(1), labels
+
+
+def seconds_per_step(data):
+    """Measured on a model of its own, which is not trained further."""
+    timer = training_report.StepTimer()
+    build_model(SPEED_STEPS).fit(
+        Batches(data, FLAGS.batch_size, SPEED_STEPS, FLAGS.seed),
+        epochs=2,
+        shuffle=False,
+        verbose=0,
+        callbacks=[timer],
+    )
+    gc.collect()
+    return timer.seconds_per_step(SPEED_STEPS)
+
+
+def steps_in(minutes, seconds_per_step, steps_per_epoch):
+    """As many steps as take so many minutes, in whole epochs; one epoch at least."""
+    epochs = int(60 * minutes / (seconds_per_step * steps_per_epoch))
+    return max(1, epochs) * steps_per_epoch
+
+
+def find_run(out, chosen):
+    """What `start_run` left in the folder of an earlier call, or None.
+
+    Raises:
+        UsageError: If it is a run of other flags or of another backend.
+    """
+    path = out / "run.json"
+    if not path.exists():
+        return None
+    run = json.loads(path.read_text())
+    now = comparable(chosen)
+    for name in sorted(now.keys() | run["compared"].keys()):
+        before, given = run["compared"].get(name), now.get(name)
+        if before != given:
+            raise app.UsageError(
+                f"{out} holds a run with {name}={before!r}. Received: {name}="
+                f"{given!r}. Give the same flags to continue it, or another --out."
+            )
+    return run
+
+
+def start_run(out, chosen, data):
+    """Decides the number of steps and keeps it for the calls that continue the run."""
+    run = {"compared": comparable(chosen), "steps": FLAGS.steps}
+    if FLAGS.steps is None:
+        speed = seconds_per_step(data)
+        steps = steps_in(FLAGS.minutes, speed, FLAGS.steps_per_epoch)
+        print(f"{speed:.4f} s a step: {steps} steps in {FLAGS.minutes:g} minutes")
+        run |= {"steps": steps, "measured_seconds_per_step": speed}
+    atomic.write_json(out / "run.json", run)
+    return run
+
+
+def comparable(chosen):
+    """The flags that must be the same for a run to continue, and the backend."""
+    compared = {f"--{k}": v for k, v in chosen.items() if k not in PLACES}
+    return {**compared, "KERAS_BACKEND": keras.backend.backend()}
+
+
+def train(model, data, quality, steps, out):
+    """Trains the model, or goes on.
+
+    Returns:
+        The logs of all epochs.
+    """
+    steps_per_epoch = FLAGS.steps_per_epoch
+    batches = ResumableBatches(data, FLAGS.batch_size, steps_per_epoch, FLAGS.seed)
+    progress = keras_imm.callbacks.SampleMetrics(
+        {"frechet": quality.frechet, "agreement": quality.agreement},
+        labels=quality.labels(min(SAMPLES_IN_TRAINING, FLAGS.num_samples)),
+        num_steps=2,
+        freq=FLAGS.evaluate_every,
+        guidance_scale=FLAGS.guidance,
+        batch_size=SAMPLING_BATCH,
+        seed=FLAGS.seed,
+    )
+    checkpoint = keras_imm.callbacks.TrainingCheckpoint(out / "checkpoints", batches)
+    model.fit(
+        batches,
+        epochs=steps // steps_per_epoch,
+        shuffle=False,
+        callbacks=[training_report.StepTimer(), progress, checkpoint],
+    )
+    return checkpoint.logs
+
+
+def measure(generate, quality):
+    return training_report.measure(
+        generate,
+        quality.labels(FLAGS.num_samples),
+        integers("sampling_steps"),
+        quality.measure,
+        first_batch=SAMPLING_BATCH,
+    )
+
+
+def print_table(rows):
+    columns = {
+        "frechet": ("Fréchet", 3),
+        "frechet_ratio": ("to floor", 1),
+        "kernel_distance": ("kernel distance", 4),
+        "precision": ("precision", 3),
+        "recall": ("recall", 3),
+        "agreement": ("agreement", 3),
+        "seconds_per_1000_images": ("s / 1,000 images", 2),
+    }
+    training_report.print_table(rows, columns)
+
+
+def draw_training(path, logs):
+    def curve(name):
+        found = [(entry["epoch"], entry[name]) for entry in logs if name in entry]
+        epochs, values = zip(*found, strict=True) if found else ((), ())
+        return FLAGS.steps_per_epoch * np.array(epochs), values
+
+    panels = [
+        ("loss, mean of an epoch", *curve("loss"), None),
+        ("Fréchet distance, 2 steps", *curve("frechet_2_steps"), True),
+        ("label agreement, 2 steps", *curve("agreement_2_steps"), False),
+    ]
+    training_report.draw_curves(path, panels, FLAGS.steps_per_epoch * len(logs))
+
+
+def draw_samples(path, data, generate):
+    blocks = training_report.sample_blocks(
+        *data, generate, integers("sampling_steps"), NUM_CLASSES
+    )
+    training_report.draw_blocks(
+        path, blocks, limits=(-1, 1), class_names=FASHION_MNIST_CLASSES
+    )
+
+
+def main(_):
+    start = time.perf_counter()
+    chosen = choose_flags()
+    out = pathlib.Path(FLAGS.out)
+    out.mkdir(parents=True, exist_ok=True)
+    run = find_run(out, chosen)
+    keras.config.set_dtype_policy(FLAGS.dtype)
+    data = load_images()
+    run = run or start_run(out, chosen, data)
+    quality = keras_imm.metrics.FashionMNISTQuality(FLAGS.data_dir)
+    model = build_model(run["steps"])
+    print(
+        f"{model.count_params():,} parameters, {run['steps']} steps; results in {out}"
+    )
+    logs = train(model, data, quality, run["steps"], out)
+
+    generate = training_report.Generator(
+        model, IMAGE_SHAPE, FLAGS.seed, SAMPLING_BATCH, FLAGS.guidance
+    )
+    draw_samples(out / "samples.png", data, generate)
+    draw_training(out / "training.png", logs)
+    model.save(out / "model.keras")
+    print(f"measuring {FLAGS.num_samples} samples of {FLAGS.sampling_steps} steps")
+    rows = measure(generate, quality)
+    print_table(rows)
+    training_report.write_json(
+        out / "metrics.json",
+        {
+            "method": FLAGS.method,
+            "measure": quality.name,
+            **training_report.environment(),
+            "flags": chosen,
+            "parameters": model.count_params(),
+            "steps": run["steps"],
+            "measured_seconds_per_step": run.get("measured_seconds_per_step"),
+            "floor": quality.floor(),
+            "results": rows,
+            "epochs": logs,
+            "seconds": {
+                "per_step": float(np.median([e["seconds"] for e in logs]))
+                / FLAGS.steps_per_epoch,
+                "of_epochs": sum(entry["seconds"] for entry in logs),
+                "of_this_call": time.perf_counter() - start,
+            },
+        },
+    )
+    print(f"samples.png, training.png, metrics.json and model.keras are in {out}")
+
+
+if __name__ == "__main__":
+    app.run(main)
