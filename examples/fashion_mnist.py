@@ -108,6 +108,14 @@ flags.DEFINE_float("time_scale", 1000.0, "Factor of the times that the network s
 flags.DEFINE_enum(
     "second_time", "s", ["s", "stride"], "Second time input: s, or stride for t - s."
 )
+flags.DEFINE_enum(
+    "times", "uniform", ["uniform", "logit_normal"], "Distribution of the times."
+)
+flags.DEFINE_float("times_mean", -0.4, "Mean of the logit of logit-normal times.")
+flags.DEFINE_float("times_std", 1.0, "Standard deviation of that logit.")
+flags.DEFINE_float(
+    "flow_matching_share", 0.0, "Share of the groups that learn the flow's velocity."
+)
 flags.DEFINE_integer(
     "k", 12, "Gap of the mapping r(s, t): (eta(T) - eta(0)) / 2^k.", lower_bound=1
 )
@@ -206,9 +214,17 @@ def build_backbone():
     )
 
 
+def build_times():
+    if FLAGS.times == "uniform":
+        return "uniform"
+    return keras_imm.time_distributions.LogitNormal(FLAGS.times_mean, FLAGS.times_std)
+
+
 def build_objective():
     if FLAGS.method == "flow_matching":
-        return keras_imm.objectives.FlowMatching(label_dropout=FLAGS.label_dropout)
+        return keras_imm.objectives.FlowMatching(
+            label_dropout=FLAGS.label_dropout, times=build_times()
+        )
     return keras_imm.objectives.MomentMatching(
         time_mapping=keras_imm.time_mappings.EtaDecrement(
             k=FLAGS.k, min_gap=FLAGS.min_gap
@@ -218,6 +234,8 @@ def build_objective():
         group_size=FLAGS.group_size,
         label_dropout=FLAGS.label_dropout,
         drop_target_labels=FLAGS.drop_target_labels,
+        times=build_times(),
+        flow_matching_share=FLAGS.flow_matching_share,
     )
 
 
