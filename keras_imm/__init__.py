@@ -17,6 +17,8 @@ from keras_imm import (
     objectives,
     optimizers,
     parameterizations,
+    pixels,
+    presets,
     recipes,
     samplers,
     schedules,
@@ -28,6 +30,8 @@ from keras_imm import (
 from keras_imm.flow_map import FlowMap
 from keras_imm.imm import IMM
 from keras_imm.model import FlowMapModel
+from keras_imm.pixels import DecodedLatents, Pixels
+from keras_imm.presets import upload_preset
 
 __version__ = "0.1.0"
 
@@ -35,8 +39,10 @@ distribution.dit_layout_map = backbones.DiT.layout_map  # where it was in 0.1.0
 
 __all__ = [
     "IMM",
+    "DecodedLatents",
     "FlowMap",
     "FlowMapModel",
+    "Pixels",
     "augmentation",
     "backbones",
     "callbacks",
@@ -53,11 +59,14 @@ __all__ = [
     "objectives",
     "optimizers",
     "parameterizations",
+    "pixels",
+    "presets",
     "recipes",
     "samplers",
     "schedules",
     "serving",
     "time_distributions",
     "time_mappings",
+    "upload_preset",
     "weightings",
 ]

@@ -4,8 +4,9 @@ import contextlib
 import copy
 import itertools
 import json
+import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,6 +17,7 @@ from keras_imm import backend, objectives, parameterizations, samplers, schedule
 from keras_imm.backend import keras_private
 from keras_imm.backend.loss_log import LossLog
 from keras_imm.backend.random_streams import assign_state, mix_seeds, random_states
+from keras_imm.files import presets
 from keras_imm.flow_map import FlowMap
 from keras_imm.objectives.averaged_weights import check_momenta
 from keras_imm.precision import at_least_float32
@@ -23,6 +25,7 @@ from keras_imm.samplers.plan import SamplingPlan
 from keras_imm.samplers.request import SamplingRequest, checked_labels
 from keras_imm.training_length import orders_itself, steps_per_epoch_of
 from keras_imm.validation import (
+    check_boolean,
     check_choice,
     check_instance,
     check_integer,
@@ -76,6 +79,11 @@ class FlowMapModel(backend.TrainableModel):
             `keras_imm.augmentation.EDMAugmentation`. The backbone is given the labels
             in both passes; zeros, in sampling, stand for data as they are.
         **kwargs: `name` and other arguments of `keras.Model`.
+
+    Attributes:
+        sampling_plan: How `generate` samples where its arguments are None.
+        pixels: How samples become bytes.
+        class_names: Names of the labels.
 
     Call arguments:
         x_t: Samples at time t, shape (batch, ...).
@@ -167,6 +175,7 @@ class FlowMapModel(backend.TrainableModel):
         self._log = None
         self._generator = None
         self._frozen_layers = ()
+        self._sampling_plan = self._pixels = self._class_names = None
         if flow_map.data_shape is not None:
             self.build((None, *flow_map.data_shape))
 
@@ -261,6 +270,80 @@ class FlowMapModel(backend.TrainableModel):
     def data_shape(self) -> tuple | None:
         """Shape of one sample, once it is known."""
         return self._flow_map.data_shape
+
+    # -- What goes with a trained model
+
+    @property
+    def sampling_plan(self) -> samplers.SamplingPlan | None:
+        """How `generate` samples where its arguments are None; None: the objective's.
+
+        It is saved with the model, as `pixels` and `class_names` are.
+        """
+        return self._sampling_plan
+
+    @sampling_plan.setter
+    def sampling_plan(self, plan: samplers.SamplingPlan | None) -> None:
+        if plan is not None:
+            check_instance("sampling_plan", plan, SamplingPlan)
+            if plan.weights != "ema":
+                raise ValueError(
+                    "`sampling_plan` of a model does not choose the weights, which "
+                    "`generate` is told. Received: a plan with "
+                    f"weights={plan.weights!r}"
+                )
+            if plan.guidance_scale is not None:
+                plan = plan.with_arguments(guidance_scale=float(plan.guidance_scale))
+            plan.completed(self.objective).check(self._flow_map)
+        self._sampling_plan = plan
+
+    @property
+    def pixels(self) -> Callable | None:
+        """From samples to images of bytes, such as `keras_imm.Pixels`, or None."""
+        return self._pixels
+
+    @pixels.setter
+    def pixels(self, pixels: Callable | None) -> None:
+        is_layer = isinstance(pixels, keras.layers.Layer)  # whose weights Keras adds
+        is_saved = callable(pixels) and hasattr(pixels, "get_config")
+        if pixels is not None and (is_layer or not is_saved):
+            raise ValueError(
+                "`pixels` must be callable and have a `get_config`, as "
+                "`keras_imm.Pixels` has, and be no layer, or None. "
+                f"Received: pixels={pixels!r}"
+            )
+        self._pixels = pixels
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the labels 0 to num_classes - 1, or None."""
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, names: Sequence[str] | None) -> None:
+        if names is not None:
+            is_names = not isinstance(names, str) and all(
+                isinstance(name, str) for name in names
+            )
+            if not is_names or len(names) != self.num_classes:
+                raise ValueError(
+                    "`class_names` must be a name for each label, here "
+                    f"{self.num_classes}, or None. Received: class_names={names!r}"
+                )
+            names = tuple(names)
+        self._class_names = names
+
+    def to_uint8(self, samples: Any) -> np.ndarray:
+        """Images of bytes from samples, by `pixels`.
+
+        Raises:
+            ValueError: If the model has no `pixels`.
+        """
+        if self.pixels is None:
+            raise ValueError(
+                "How samples become bytes is not known: give the model `pixels`, such "
+                "as keras_imm.Pixels(scale=127.5, offset=127.5)."
+            )
+        return self.pixels(samples)
 
     # -- Building and calling
 
@@ -599,10 +682,10 @@ class FlowMapModel(backend.TrainableModel):
             num_samples: Number of samples. Default: as many as labels or rows of
                 noise, else 1.
             num_steps: Steps, a positive integer. Default of this, of `sampler` and of
-                `time_grid`: the objective's; for moment matching 2, "pushforward" and
-                "uniform".
-            guidance_scale: Weight of classifier-free guidance (Eq. 14), or None
-                for 1.
+                `time_grid`: those of `sampling_plan`, else the objective's; for moment
+                matching 2, "pushforward" and "uniform".
+            guidance_scale: Weight of classifier-free guidance (Eq. 14). Default of
+                this and of `guidance_interval`: those of `sampling_plan`, else 1.
             sampler: "pushforward" (Algorithm 4), "restart" (Algorithm 5), "euler",
                 "heun" or a `keras_imm.samplers.Sampler`.
             time_grid: "uniform" (Eq. 117), "edm" (Eq. 118), or the values of
@@ -628,14 +711,15 @@ class FlowMapModel(backend.TrainableModel):
             ValueError: If labels are out of range, sizes disagree, or an argument
                 is not known.
         """
-        plan = SamplingPlan(
+        plan = self._own_plan().with_arguments(
             num_steps=num_steps,
             sampler=sampler,
             time_grid=time_grid,
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
             weights=weights,
-        ).completed(self.objective)
+        )
+        plan = plan.completed(self.objective)
         times = plan.checked_times(self._flow_map)
         request = SamplingRequest.checked(
             self._flow_map, 1 + plan.noises(), labels, num_samples, noise
@@ -760,6 +844,9 @@ class FlowMapModel(backend.TrainableModel):
             variable.assign(ops.copy(value))  # JAX's training gives buffers away
         return copy.backbone
 
+    def _own_plan(self) -> SamplingPlan:
+        return SamplingPlan() if self.sampling_plan is None else self.sampling_plan
+
     def _sampling(self) -> samplers.Generator:
         if self._generator is None:
             compiled = not self.run_eagerly
@@ -798,6 +885,17 @@ class FlowMapModel(backend.TrainableModel):
         config["frozen_layers"] = [
             i for i, layer in enumerate(layers) if not layer.trainable
         ]
+        return config | self._extras_config()
+
+    def _extras_config(self) -> dict:
+        """What goes with a trained model and has been set; files need not have it."""
+        config = {}
+        if self.sampling_plan is not None:
+            config["sampling_plan"] = self.sampling_plan.get_config()
+        if self.pixels is not None:
+            config["pixels"] = keras.saving.serialize_keras_object(self.pixels)
+        if self.class_names is not None:
+            config["class_names"] = list(self.class_names)
         return config
 
     @classmethod
@@ -809,6 +907,12 @@ class FlowMapModel(backend.TrainableModel):
         num_classes = config.pop("num_classes")
         frozen_layers = config.pop("frozen_layers")
         config.setdefault("augmentation", None)
+        plan, class_names = (
+            config.pop(name, None) for name in ("sampling_plan", "class_names")
+        )
+        pixels = keras.saving.deserialize_keras_object(
+            config.pop("pixels", None), custom_objects=custom_objects
+        )
         for name, value in config.items():
             if isinstance(value, dict):
                 config[name] = keras.saving.deserialize_keras_object(
@@ -817,9 +921,92 @@ class FlowMapModel(backend.TrainableModel):
         if num_classes and not hasattr(config["backbone"], "num_classes"):
             config["backbone"].num_classes = num_classes
         model = cls(**config)
+        model.sampling_plan = None if plan is None else SamplingPlan.from_config(plan)
+        model.pixels, model.class_names = pixels, class_names
         model._frozen_layers = frozen_layers
         model._freeze()
         return model
+
+    @classmethod
+    def from_preset(
+        cls, preset: str | os.PathLike, load_weights: bool = True
+    ) -> "FlowMapModel":
+        """Makes a trained model.
+
+        `generate` samples it as the preset says where an argument is None, and
+        `to_uint8` makes images of the samples.
+
+        Args:
+            preset: A name of `keras_imm.presets.names()`, a folder that
+                `save_to_preset` wrote, or "hf://user/name" for such a folder on the
+                Hugging Face hub.
+            load_weights: Whether to load the weights, or to leave new ones.
+
+        Returns:
+            A model of this class or a subclass, not compiled.
+
+        Raises:
+            ValueError: If there is no such preset, or it makes a model of another
+                class or has no weights.
+            OSError: If it cannot be fetched; the message says what to download.
+
+        Example:
+
+        ```python
+        model.save_to_preset("digits")
+        model = keras_imm.FlowMapModel.from_preset("digits")
+        images = model.generate(labels=[3, 1, 4])
+        ```
+        """
+        check_boolean("load_weights", load_weights)
+        return presets.load(preset, cls, load_weights)
+
+    def save_to_preset(
+        self,
+        folder: str | os.PathLike,
+        weights: str = "ema",
+        dtype: str = "float16",
+        description: Mapping[str, Any] | None = None,
+        model_card: str | None = None,
+    ) -> None:
+        """Saves what sampling needs as a folder, for `from_preset` on any backend.
+
+        The optimizer, its averages and the random state are left out: `save` keeps
+        them. The folder has config.json, model.weights.h5, metadata.json and, if it
+        is given, README.md. It is there whole or not at all.
+
+        Args:
+            folder: The folder to make. A preset that is there is replaced.
+            weights: The weights to save: "ema" for the optimizer's averages, "raw" for
+                the model's own.
+            dtype: Type of the weights on the disk, "float16" or "float32".
+                `from_preset` makes variables of the model's own type of them.
+            description: What metadata.json says of the training, under "training":
+                data, licence, command, seed, measured quality, or anything else that
+                JSON can hold.
+            model_card: Text of README.md, in Markdown.
+
+        Raises:
+            ValueError: If there is something else in the folder, a weight does not
+                fit into `dtype`, or the model's class is not registered for saving.
+            OSError: If the disk is full or read-only, among others.
+        """
+        values = self.weights_for_sampling(weights)
+        folder = presets.check_place(folder)
+        saved = presets.make(presets.serialized(self), type(self), "The model")
+        for variable, value in zip(saved.flow.variables, values, strict=True):
+            variable.assign(ops.copy(value))  # JAX's training gives buffers away
+        about = {
+            "parameter_count": self.backbone.count_params(),
+            "objective": keras.saving.serialize_keras_object(self.objective),
+            "sampling_plan": self._own_plan().completed(self.objective).get_config(),
+            "pixels": keras.saving.serialize_keras_object(self.pixels),
+            "class_names": self.class_names,
+            "image_shape": self.data_shape,
+            "weights": weights,
+            "training": dict(description or {}),
+        }
+        presets.save(folder, saved, about, dtype, model_card)
 
     def get_build_config(self) -> dict | None:
         """Shape of the data, for backbones that do not know it."""

@@ -30,6 +30,7 @@ FLOORS = [
         "pieces": (
             "kernels",
             "parameterizations",
+            "pixels",
             "schedules",
             "time_distributions",
             "time_mappings",
@@ -45,7 +46,7 @@ FLOORS = [
         "cost of a network": ("flops", "memory"),
     },
     {"model": ("imm", "model")},
-    {"recipes": ("recipes",)},
+    {"recipes": ("presets", "recipes")},
     {"around a run": ("callbacks", "checkpoints", "serving")},
 ]
 # Imports within a floor: (who, whom).
@@ -55,6 +56,7 @@ NEIGHBOURS = {
     ("weightings", "schedules"),  # w(s, t) is a function of log-SNR
     ("datasets", "latents"),  # stores shards of latents
     ("metrics", "datasets"),  # the images that samples of Fashion-MNIST are measured by
+    ("pixels", "latents"),  # decodes latents
     ("backbones", "layers"),
     ("flow_map", "backbones"),  # what a backbone is called with
     ("objective", "objectives"),  # the old path of the same names
@@ -90,6 +92,11 @@ def wheel(tmp_path_factory):
     return path
 
 
+def is_of_a_preset(path):
+    """Whether it is a file of a trained model that comes with the library."""
+    return path.parts[-3] == "presets" and path.is_file() and path.suffix != ".pyc"
+
+
 @pytest.mark.slow("builds a wheel")
 @pytest.mark.one_backend("the wheel knows no backend")
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
@@ -100,7 +107,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     sources = {
         str(path.relative_to(ROOT))
         for path in PACKAGE.rglob("*")
-        if path.suffix in (".py", ".npz") or path.name == "py.typed"
+        if path.suffix in (".py", ".npz")
+        or path.name == "py.typed"
+        or is_of_a_preset(path)
     }
     assert "keras_imm/metrics/fashion_mnist_v1.npz" in sources
     assert {n for n in names if ".dist-info/" not in n} == sources

@@ -19,6 +19,7 @@ from keras_imm.layers.timestep_embedding import TimestepEmbedding
 from keras_imm.layers.validation import (
     check_divides,
     check_image_shape,
+    check_no_weights,
 )
 from keras_imm.validation import (
     check_boolean,
@@ -213,13 +214,19 @@ class DiT(keras.Model):
 
     @classmethod
     def from_preset(
-        cls, preset: str, image_shape: tuple[int, int, int], **overrides
+        cls,
+        preset: str,
+        image_shape: tuple[int, int, int],
+        load_weights: bool = False,
+        **overrides,
     ) -> "DiT":
         """Makes a network of a published size, with new weights.
 
         Args:
             preset: One of `dit_{s,b,l,xl}_{2,4,8}`: size, then patch.
             image_shape: Three positive integers: height, width and channels.
+            load_weights: False, against the custom of presets: a size has no weights.
+                Trained models are what `keras_imm.FlowMapModel.from_preset` makes.
             **overrides: Other constructor arguments, such as `num_classes`; they
                 win over those of the preset.
 
@@ -227,7 +234,8 @@ class DiT(keras.Model):
             A `DiT`.
 
         Raises:
-            ValueError: If the preset is unknown; the message lists the known ones.
+            ValueError: If the preset is unknown, where the message lists the known
+                ones, or its weights are asked for.
 
         Example:
 
@@ -242,6 +250,7 @@ class DiT(keras.Model):
                 f"`preset` must be one of {', '.join(PRESETS)}. "
                 f"Received: preset={preset!r}"
             )
+        check_no_weights(load_weights, preset)
         return cls(image_shape=image_shape, **{**PRESETS[preset], **overrides})
 
     def build(self, input_shape=None) -> None:

@@ -26,7 +26,7 @@ from keras_imm.layers.unet_block import (
     convolution,
     group_norm,
 )
-from keras_imm.layers.validation import check_image_shape
+from keras_imm.layers.validation import check_image_shape, check_no_weights
 from keras_imm.validation import (
     check_choice,
     check_integer,
@@ -225,6 +225,7 @@ class UNet(keras.Model):
         cls,
         preset: str,
         image_shape: tuple[int, int, int] = (32, 32, 3),
+        load_weights: bool = False,
         **overrides,
     ) -> "UNet":
         """Makes a network of the CIFAR-10 experiments, with new weights.
@@ -233,6 +234,8 @@ class UNet(keras.Model):
             preset: "ddpmpp_cifar10" or "ncsnpp_cifar10". The latter expects times that
                 are not scaled: `IMM(..., time_scale=1.0)`.
             image_shape: Three positive integers: height, width and channels.
+            load_weights: False, against the custom of presets: a size has no weights.
+                Trained models are what `keras_imm.FlowMapModel.from_preset` makes.
             **overrides: Other constructor arguments, such as `num_classes`; they win
                 over those of the preset.
 
@@ -240,7 +243,8 @@ class UNet(keras.Model):
             A `UNet`.
 
         Raises:
-            ValueError: If the preset is unknown; the message lists the known ones.
+            ValueError: If the preset is unknown, where the message lists the known
+                ones, or its weights are asked for.
 
         Example:
 
@@ -249,6 +253,7 @@ class UNet(keras.Model):
         ```
         """
         check_choice("preset", preset, tuple(PRESETS))
+        check_no_weights(load_weights, preset)
         return cls(image_shape=image_shape, **{**PRESETS[preset], **overrides})
 
     # -- Parts

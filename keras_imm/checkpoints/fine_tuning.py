@@ -61,6 +61,7 @@ def with_num_classes(
             "backbone": keras.saving.serialize_keras_object(backbone),
             "num_classes": int(num_classes),
             "frozen_layers": [],
+            "class_names": None,
         }
     )
     values = model.weights_for_sampling(weights)

@@ -7,12 +7,15 @@ import os
 import pathlib
 import shutil
 import socket
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
 _UNFINISHED = ".unfinished-"
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
+_RELATIVE_TO_CURRENT_FOLDER = -100  # AT_FDCWD of Linux
+_RENAME_EXCHANGE = 2
 
 
 @contextlib.contextmanager
@@ -43,10 +46,7 @@ def atomic_directory(
     temporary.mkdir()
     try:
         yield temporary
-        for folder, _, files in os.walk(temporary):
-            for file in files:
-                synchronise(os.path.join(folder, file))
-            synchronise(folder)
+        _synchronise_all(temporary)
         while True:
             chosen = pathlib.Path(choose())
             if not callable(path) and chosen.exists():
@@ -61,6 +61,38 @@ def atomic_directory(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     synchronise(chosen.parent)
+
+
+@contextlib.contextmanager
+def replaced_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Makes a folder that takes the place of another once it is complete.
+
+    The body writes into a temporary folder beside it, as in `atomic_directory`. On
+    Linux the two change places in one step of the file system; elsewhere there is a
+    moment without either between two steps.
+
+    Args:
+        path: The folder to make. What is there is removed afterwards.
+
+    Yields:
+        Path of the temporary folder, of which nothing is left if the body fails.
+
+    Raises:
+        OSError: If the disk is full or read-only, among others.
+    """
+    path = pathlib.Path(path)
+    temporary = _unfinished(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        _synchronise_all(temporary)
+        if not path.exists():
+            temporary.rename(path)
+        elif not _exchange(temporary, path):
+            _rename_in_turn(temporary, path)
+    finally:  # after an exchange it is what was there before
+        shutil.rmtree(temporary, ignore_errors=True)
+    synchronise(path.parent)
 
 
 @contextlib.contextmanager
@@ -183,6 +215,40 @@ def synchronise(path: str | os.PathLike) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _synchronise_all(path: pathlib.Path) -> None:
+    """Waits until a folder and all that is in it are on the disk."""
+    for folder, _, files in os.walk(path):
+        for file in files:
+            synchronise(os.path.join(folder, file))
+        synchronise(folder)
+
+
+def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
+    """Exchanges the names of two folders in one step, where the system can do it."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = (os.fsencode(one.absolute()), os.fsencode(other.absolute()))
+    here = _RELATIVE_TO_CURRENT_FOLDER
+    return rename is not None and not rename(
+        here, names[0], here, names[1], _RENAME_EXCHANGE
+    )
+
+
+def _rename_in_turn(new: pathlib.Path, path: pathlib.Path) -> None:
+    """Has a folder take the place of another, which comes back if that fails."""
+    old = _unfinished(path)
+    path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _unfinished(path: pathlib.Path) -> pathlib.Path:

@@ -1,4 +1,4 @@
-"""Published files: fetched once to a cache, or the way to get them by hand."""
+"""Published files: fetched once to a cache, or the way to get them by hand; uploads."""
 
 import os
 import pathlib
@@ -57,6 +57,83 @@ def fetch_from_hub(
         f"{what} cannot be fetched: {repository} has none of {', '.join(filenames)}.\n"
         f"{by_hand(filenames[0])}"
     ) from missing
+
+
+def fetch_folder_from_hub(
+    repository: str, filenames: Sequence[str], *, what: str, extra: str, usage: str
+) -> pathlib.Path:
+    """Downloads files of one revision from the Hugging Face hub, or finds them.
+
+    Args:
+        repository: Name of the repository, "user/name".
+        filenames: Names of the files. Those that are not there are left out.
+        what: As in `fetch_from_hub`.
+        extra: As in `fetch_from_hub`.
+        usage: How a folder of these files is used, with `{}` in the place of its path.
+
+    Returns:
+        Path of a folder in the hub's cache that has the files.
+
+    Raises:
+        OSError: If they cannot be fetched; the message says what to download.
+    """
+    by_hand = (
+        f"Without a connection: download {', '.join(filenames)} of "
+        f"https://huggingface.co/{repository} elsewhere, put them into a folder "
+        "anywhere on this machine and give its path: "
+        f"{usage.format(repr(repository.split('/')[-1]))}."
+    )
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise OSError(
+            f"{what} is fetched with huggingface_hub: "
+            f'`pip install "keras_imm[{extra}]"`. {by_hand}'
+        ) from error
+    try:
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(
+                repository, allow_patterns=list(filenames)
+            )
+        )
+    except Exception as error:  # as in `fetch_from_hub`
+        raise OSError(f"{what} cannot be fetched: {error}\n{by_hand}") from error
+
+
+def upload_folder_to_hub(
+    repository: str, folder: str | os.PathLike, filenames: Sequence[str], *, extra: str
+) -> None:
+    """Uploads files to the Hugging Face hub, in one commit.
+
+    Args:
+        repository: Name of the repository, "user/name". It is made if there is none.
+        folder: The folder that has the files.
+        filenames: Names of the files. Those that are not there are left out.
+        extra: As in `fetch_from_hub`.
+
+    Raises:
+        OSError: If they cannot be uploaded.
+    """
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise OSError(
+            f"{str(folder)!r} is uploaded with huggingface_hub: "
+            f'`pip install "keras_imm[{extra}]"`.'
+        ) from error
+    try:
+        hub = huggingface_hub.HfApi()
+        hub.create_repo(repository, exist_ok=True)
+        hub.upload_folder(
+            repo_id=repository,
+            folder_path=os.fspath(folder),
+            allow_patterns=list(filenames),
+        )
+    except Exception as error:  # as in `fetch_from_hub`
+        raise OSError(
+            f"{str(folder)!r} cannot be uploaded to {repository}: {error}\n"
+            "`hf auth login` stores a token that may write there."
+        ) from error
 
 
 def fetch_url(

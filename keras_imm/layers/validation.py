@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from keras_imm.validation import check_boolean
+
 
 def check_image_shape(name: str, value) -> None:
     """Raises ValueError unless `value` is three positive integers."""
@@ -21,4 +23,16 @@ def check_divides(name: str, value: int, what: str, whole: int) -> None:
     if whole % value != 0:
         raise ValueError(
             f"`{name}` must divide {what}, which is {whole}. Received: {name}={value!r}"
+        )
+
+
+def check_no_weights(load_weights: bool, preset: str) -> None:
+    """Raises ValueError if weights are asked for of a preset that is a size alone."""
+    check_boolean("load_weights", load_weights)
+    if load_weights:
+        raise ValueError(
+            f"Preset {preset!r} is a size and has no weights. Trained models are made "
+            "by keras_imm.FlowMapModel.from_preset (keras_imm.presets.names() lists "
+            "those that come with the library) and keras_imm.checkpoints.load_official."
+            f" Received: load_weights={load_weights!r}"
         )

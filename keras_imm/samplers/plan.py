@@ -108,6 +108,19 @@ class SamplingPlan:
             self, num_steps=steps, time_grid=grid, sampler=sampler
         )
 
+    def with_arguments(self, **arguments: Any) -> "SamplingPlan":
+        """The plan with those arguments that are not None in place of its own.
+
+        A grid that is given as a list of eta brings its number of steps.
+
+        Raises:
+            ValueError: If they contradict what is left of the plan.
+        """
+        given = {name: value for name, value in arguments.items() if value is not None}
+        if not isinstance(given.get("time_grid", ""), str):
+            given.setdefault("num_steps", None)
+        return dataclasses.replace(self, **given)
+
     def with_steps(self, num_steps: int) -> "SamplingPlan":
         """The same with another number of steps."""
         return dataclasses.replace(self, num_steps=num_steps)

@@ -1,0 +1,333 @@
+"""Presets: folders that a model is made from, on the disk, in the wheel, on the hub.
+
+A preset has a config, which names the class that it makes, the weights that sample, and
+a description. The form is KerasHub's: config.json, model.weights.h5, metadata.json and
+README.md.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_imm.files.atomic import replaced_directory, write_json, write_text
+from keras_imm.files.downloads import fetch_folder_from_hub, upload_folder_to_hub
+from keras_imm.files.weights_file import is_weights_file, narrow
+from keras_imm.registry import list_names
+from keras_imm.validation import check_choice
+
+CONFIG = "config.json"
+WEIGHTS = "model.weights.h5"
+METADATA = "metadata.json"
+MODEL_CARD = "README.md"
+FILENAMES = (CONFIG, WEIGHTS, METADATA, MODEL_CARD)
+
+BUILT_IN = pathlib.Path(__file__).parents[1] / "presets"
+DTYPES = ("float16", "float32")
+_HUB = "hf://"
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_EXTRA = "hub"
+_LONGEST_REASON = 500  # characters
+
+
+def names() -> list[str]:
+    """Names of the trained models that come with the library."""
+    if not BUILT_IN.is_dir():
+        return []
+    return sorted(f.name for f in BUILT_IN.iterdir() if (f / CONFIG).is_file())
+
+
+def metadata(preset: str | os.PathLike) -> dict[str, Any]:
+    """What is known of a preset, without making its model.
+
+    Args:
+        preset: As in `FlowMapModel.from_preset`.
+
+    Returns:
+        The content of its metadata.json.
+
+    Raises:
+        ValueError: If it is no preset.
+        OSError: If it cannot be fetched.
+    """
+    return _read_json(_find(preset, (METADATA,)) / METADATA, preset)
+
+
+def load(
+    preset: str | os.PathLike, kind: type[keras.Model], load_weights: bool = True
+) -> keras.Model:
+    """Makes the model of a preset.
+
+    Args:
+        preset: As in `FlowMapModel.from_preset`.
+        kind: The class that the model must be of, itself or a subclass.
+        load_weights: Whether to load the weights, or to leave new ones.
+
+    Returns:
+        The model, not compiled.
+
+    Raises:
+        ValueError: If it is no preset, makes something else, or has no weights while
+            they are asked for.
+        OSError: If it cannot be fetched.
+    """
+    filenames = (CONFIG, METADATA, WEIGHTS) if load_weights else (CONFIG, METADATA)
+    folder = _find(preset, filenames)
+    config = _read_json(folder / CONFIG, preset)
+    if load_weights and not (folder / WEIGHTS).is_file():
+        raise ValueError(
+            f"Preset {_name(preset)!r} has no weights, no {WEIGHTS}. "
+            "load_weights=False makes the model with new ones."
+        )
+    model = make(config, kind, f"Preset {_name(preset)!r}")
+    if load_weights:
+        model.load_weights(folder / WEIGHTS)
+    return model
+
+
+def make(config: Mapping[str, Any], kind: type[keras.Model], what: str) -> keras.Model:
+    """Makes a model of a config that may be anybody's, without running anything of it.
+
+    Args:
+        config: As `serialized` returns it.
+        kind: The class that the model must be of, itself or a subclass.
+        what: What the config is of, as the subject of a sentence: "Preset 'digits'".
+
+    Returns:
+        The model, with new weights, not compiled.
+
+    Raises:
+        ValueError: If the config makes something else, or nothing.
+    """
+    name = config.get("registered_name")
+    made = keras.saving.get_registered_object(name) if isinstance(name, str) else None
+    if not isinstance(made, type) or not issubclass(made, kind):
+        raise ValueError(
+            f"{what} makes a {name!r}, which is not registered as a {kind.__name__}."
+        )
+    named = {"module": made.__module__, "class_name": made.__name__}
+    parts = {name: config.get(name) for name in ("config", "build_config")}
+    try:
+        return keras.saving.deserialize_keras_object(
+            {**named, "registered_name": name, **parts}, safe_mode=True
+        )
+    except Exception as error:  # of any class that a config may name
+        raise ValueError(
+            f"{what} makes no {made.__name__}: {_reason(error)}"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What first went wrong; Keras prints whole configs around it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    text = str(error)
+    short = text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
+    return f"{type(error).__name__}: {short}"
+
+
+def serialized(model: keras.Model) -> dict[str, Any]:
+    """A model as JSON holds it, without what it was compiled with."""
+    config = keras.saving.serialize_keras_object(model)
+    config.pop("compile_config", None)
+    return json.loads(json.dumps(config))
+
+
+def check_place(folder: str | os.PathLike) -> pathlib.Path:
+    """The absolute path of a folder that a preset may be saved to.
+
+    Raises:
+        ValueError: If it is a file, or has something else in it than a preset.
+    """
+    folder = pathlib.Path(folder).resolve()
+    if not folder.exists():
+        return folder
+    found = sorted(os.listdir(folder)) if folder.is_dir() else [folder.name]
+    foreign = [name for name in found if name not in FILENAMES]
+    if foreign or (found and CONFIG not in found):
+        raise ValueError(
+            "`folder` must be new, empty or a preset, which is replaced. Received: "
+            f"folder={str(folder)!r}, where there is {(foreign or found)[0]!r}"
+        )
+    return folder
+
+
+def save(
+    folder: str | os.PathLike,
+    model: keras.Model,
+    description: Mapping[str, Any],
+    dtype: str = "float16",
+    model_card: str | None = None,
+) -> None:
+    """Writes a preset: whole or not at all.
+
+    Args:
+        folder: The folder to make. A preset that is there is replaced.
+        model: The model, with the weights that sample.
+        description: What metadata.json says besides versions, size and date.
+        dtype: Type of the weights on the disk: "float16" or "float32".
+        model_card: Text of README.md, in Markdown.
+
+    Raises:
+        ValueError: If the folder is something else, a weight does not fit into
+            `dtype`, or the description is not JSON.
+        OSError: If the disk is full or read-only, among others.
+    """
+    check_choice("dtype", dtype, DTYPES)
+    folder = check_place(folder)
+    _check_weights(model, dtype)
+    metadata = {
+        "keras_imm_version": _version(),
+        "keras_version": keras.__version__,
+        "parameter_count": model.count_params(),
+        "date_saved": datetime.datetime.now().strftime("%Y-%m-%d@%H:%M:%S"),
+        "weights_dtype": dtype,
+        **description,
+    }
+    _check_json("description", metadata)
+    config = serialized(model)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_directory(folder) as unfinished:
+        write_json(unfinished / CONFIG, config)
+        write_json(unfinished / METADATA, metadata)
+        model.save_weights(unfinished / WEIGHTS)
+        narrow(unfinished / WEIGHTS, dtype)
+        if model_card is not None:
+            write_text(unfinished / MODEL_CARD, model_card)
+
+
+def upload_preset(uri: str, folder: str | os.PathLike) -> None:
+    """Uploads a preset to the Hugging Face hub.
+
+    Args:
+        uri: "hf://user/name". The repository is made if there is none.
+        folder: A folder that `save_to_preset` wrote.
+
+    Raises:
+        ValueError: If `uri` is of another form or the folder is no preset with
+            weights.
+        OSError: If it cannot be uploaded.
+
+    Example:
+
+    ```python
+    model.save_to_preset("digits")
+    keras_imm.upload_preset("hf://user/digits", "digits")
+    model = keras_imm.FlowMapModel.from_preset("hf://user/digits")
+    ```
+    """
+    if not isinstance(uri, str) or not uri.startswith(_HUB):
+        raise ValueError(f"`uri` must be 'hf://user/name'. Received: uri={uri!r}")
+    repository = _repository("uri", uri)
+    folder = pathlib.Path(folder)
+    for name in (CONFIG, METADATA):
+        _read_json(folder / name, folder)
+    if not is_weights_file(folder / WEIGHTS):
+        raise ValueError(f"Preset {_name(folder)!r} has no weights in {WEIGHTS}.")
+    upload_folder_to_hub(repository, folder, FILENAMES, extra=_EXTRA)
+
+
+# -- Where a preset is, and what is in it
+
+
+def _name(preset: Any) -> str:
+    return os.fspath(preset)
+
+
+def _find(preset: Any, filenames: tuple[str, ...]) -> pathlib.Path:
+    """The folder of a preset, with those of the files that there are."""
+    if not isinstance(preset, str | os.PathLike) or not _name(preset):
+        raise _unknown(preset)
+    name = _name(preset)
+    if name in names():
+        return BUILT_IN / name
+    if name.startswith(_HUB):
+        return fetch_folder_from_hub(
+            _repository("preset", name),
+            filenames,
+            what=f"Preset {name!r}",
+            extra=_EXTRA,
+            usage="from_preset({})",
+        )
+    if not os.path.isdir(name):
+        raise _unknown(preset)
+    return pathlib.Path(name)
+
+
+def _unknown(preset: Any) -> ValueError:
+    known = list_names(names()) or "none"
+    return ValueError(
+        "`preset` must be the name of a trained model that comes with the library "
+        f"({known}), the path of a folder that `save_to_preset` wrote, or "
+        f"'hf://user/name'. Received: preset={preset!r}"
+    )
+
+
+def _repository(argument: str, uri: str) -> str:
+    repository = uri.removeprefix(_HUB)
+    if not _REPOSITORY.fullmatch(repository):
+        raise ValueError(
+            f"`{argument}` must be of the form 'hf://user/name'. "
+            f"Received: {argument}={uri!r}"
+        )
+    return repository
+
+
+def _read_json(path: pathlib.Path, preset: Any) -> dict[str, Any]:
+    content = None
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        content = path.read_bytes()
+    if content is None:
+        raise ValueError(f"{_name(preset)!r} is no preset: it has no {path.name}.")
+    try:
+        content = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path.name} of preset {_name(preset)!r} is not JSON: {error}"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path.name} of preset {_name(preset)!r} is not a JSON object."
+        )
+    return content
+
+
+def _check_json(argument: str, content: Any) -> None:
+    try:
+        json.dumps(content, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"`{argument}` must be what JSON can hold: {error}") from error
+
+
+def _check_weights(model: keras.Model, dtype: str) -> None:
+    """Raises ValueError if a weight would not be finite in `dtype`."""
+    for variable in model.weights:
+        if "float" not in str(keras.backend.standardize_dtype(variable.dtype)):
+            continue
+        values = ops.convert_to_numpy(ops.cast(variable.value, "float32"))
+        with np.errstate(over="ignore"):
+            fits = np.all(np.isfinite(values.astype(dtype)))
+        if not fits:
+            raise ValueError(
+                f"Weight {variable.path!r} does not fit into dtype={dtype!r}, which "
+                f"ends at {np.finfo(dtype).max:.5g}: its largest value is "
+                f"{np.max(np.abs(values)):.5g}"
+            )
+
+
+def _version() -> str | None:
+    """Version of the library, or None where it was not installed but put on a path."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("keras_imm")
+    except metadata.PackageNotFoundError:
+        return None
