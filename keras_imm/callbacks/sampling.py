@@ -156,8 +156,14 @@ class Sampling(keras.callbacks.Callback):
         return samples
 
     def _completed(self, plan: SamplingPlan) -> SamplingPlan | None:
-        """The plan with the objective's defaults; None for a model without one."""
+        """The plan with the model's and the objective's defaults, as `generate` has it.
+
+        None for a model without an objective.
+        """
         objective = getattr(self.model, "objective", None)
+        own = getattr(self.model, "sampling_plan", None)
+        if own is not None:
+            plan = own.with_arguments(**plan.arguments())
         return None if objective is None else plan.completed(objective)
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:

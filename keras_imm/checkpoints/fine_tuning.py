@@ -62,6 +62,7 @@ def with_num_classes(
             "num_classes": int(num_classes),
             "frozen_layers": [],
             "class_names": None,
+            **({} if num_classes else {"sampling_plan": None}),  # which may guide
         }
     )
     values = model.weights_for_sampling(weights)

@@ -111,7 +111,8 @@ def make(config: Mapping[str, Any], kind: type[keras.Model], what: str) -> keras
     made = keras.saving.get_registered_object(name) if isinstance(name, str) else None
     if not isinstance(made, type) or not issubclass(made, kind):
         raise ValueError(
-            f"{what} makes a {name!r}, which is not registered as a {kind.__name__}."
+            f"{what} must make a {kind.__name__}, of a class that is registered for "
+            f"saving. Received: registered_name={name!r}"
         )
     named = {"module": made.__module__, "class_name": made.__name__}
     parts = {name: config.get(name) for name in ("config", "build_config")}

@@ -134,6 +134,14 @@ class TestPresets:
         assert (backbone.depth, backbone.dropout) == (1, 0.1)
         assert backbone.remat
 
+    def test_a_size_has_no_weights(self):
+        """KerasHub's default would load some: here nothing says that there are any."""
+        DiT.from_preset("dit_s_4", (8, 8, 3), depth=1, load_weights=False)
+        with pytest.raises(ValueError, match=r"no weights.*FlowMapModel.from_preset"):
+            DiT.from_preset("dit_s_4", (8, 8, 3), depth=1, load_weights=True)
+        with pytest.raises(ValueError, match="`load_weights` must be True or False"):
+            DiT.from_preset("dit_s_4", (8, 8, 3), depth=1, load_weights=None)
+
     def test_unknown_preset_lists_the_known_ones(self):
         with pytest.raises(ValueError, match=r"dit_s_2.*dit_xl_8.*='dit_xxl_2'"):
             DiT.from_preset("dit_xxl_2", image_shape=(32, 32, 4))

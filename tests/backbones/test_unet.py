@@ -134,6 +134,14 @@ class TestPresets:
         assert (backbone.model_channels, backbone.num_classes) == (16, 10)
         assert (backbone.dropout, backbone.encoder_type) == (0.0, "residual")
 
+    def test_a_size_has_no_weights(self):
+        """KerasHub's default would load some: here nothing says that there are any."""
+        UNet.from_preset("ddpmpp_cifar10", model_channels=16, load_weights=False)
+        with pytest.raises(ValueError, match=r"no weights.*FlowMapModel.from_preset"):
+            UNet.from_preset("ddpmpp_cifar10", model_channels=16, load_weights=True)
+        with pytest.raises(ValueError, match="`load_weights` must be True or False"):
+            UNet.from_preset("ddpmpp_cifar10", model_channels=16, load_weights=None)
+
     def test_unknown_preset_lists_the_known_ones(self):
         with pytest.raises(ValueError, match=r"ddpmpp_cifar10.*ncsnpp.*='ddpmpp'"):
             UNet.from_preset("ddpmpp")

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import sys
 
 import pytest
 
@@ -161,3 +162,68 @@ def test_a_removed_folder_is_whole_until_it_is_gone(tmp_path, monkeypatch):
     )
     atomic.remove_directory(tmp_path / "a")
     assert seen == [False] and not list(tmp_path.iterdir())
+
+
+def written(path):
+    return {p.name: p.read_text() for p in path.iterdir()}
+
+
+@pytest.fixture(params=["exchanged", "renamed in turn"])
+def replaced(request, monkeypatch):
+    """`replaced_directory` on systems that can exchange names and those that cannot."""
+    if request.param == "renamed in turn":
+        monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+    return atomic.replaced_directory
+
+
+def test_a_whole_folder_takes_the_place_of_another(replaced, tmp_path):
+    for name in ("x", "y"):
+        with replaced(tmp_path / "a") as folder:
+            (folder / name).write_text(name)
+            assert name == "x" or written(tmp_path / "a") == {"x": "x"}
+    assert written(tmp_path / "a") == {"y": "y"}
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_stays_if_what_would_replace_it_fails(replaced, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_text("old")
+    with pytest.raises(Killed), replaced(tmp_path / "a") as folder:
+        (folder / "x").write_text("new")
+        raise Killed
+    assert written(tmp_path / "a") == {"x": "old"}
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_comes_back_if_its_place_cannot_be_taken(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_text("old")
+    rename = pathlib.Path.rename
+    fails = [False, True, False]  # aside, into its place, back
+
+    def failing(path, target):
+        if fails.pop(0):
+            raise OSError(errno.EIO, "broken")
+        return rename(path, target)
+
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+    monkeypatch.setattr(pathlib.Path, "rename", failing)
+    with (
+        pytest.raises(OSError, match="broken"),
+        atomic.replaced_directory(tmp_path / "a") as folder,
+    ):
+        (folder / "x").write_text("new")
+    assert written(tmp_path / "a") == {"x": "old"} and not fails
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are exchanged on Linux")
+def test_names_are_exchanged_in_one_step(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text(name)
+    assert atomic._exchange(tmp_path / "a", tmp_path / "b")
+    assert written(tmp_path / "a") == {"x": "b"} and written(tmp_path / "b") == {
+        "x": "a"
+    }
+    assert not atomic._exchange(tmp_path / "a", tmp_path / "missing")

@@ -8,7 +8,12 @@ import huggingface_hub.errors
 import keras
 import pytest
 
-from keras_imm.files.downloads import fetch_from_hub, fetch_url
+from keras_imm.files.downloads import (
+    fetch_folder_from_hub,
+    fetch_from_hub,
+    fetch_url,
+    upload_folder_to_hub,
+)
 
 URL = "https://example.org/files/weights.bin"
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of b"abc"
@@ -136,3 +141,82 @@ def test_a_file_is_fetched_by_keras_itself(tmp_path, monkeypatch):
     path.unlink()
     with pytest.raises(OSError, match=r"x cannot be fetched(.|\n)*Without a conn"):
         fetch_url(url, ABC, what="x", usage="load({})", cache_subdir="m")
+
+
+def folder_from_hub(*filenames):
+    return fetch_folder_from_hub(
+        "user/name", filenames, what="Model 'x'", extra="hub", usage="load({})"
+    )
+
+
+def test_files_of_a_folder_are_asked_for_together(monkeypatch):
+    asked = []
+
+    def download(repository, allow_patterns):
+        asked.append((repository, allow_patterns))
+        return "/cache/commit"
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert str(folder_from_hub("a.json", "b.h5")) == "/cache/commit"
+    assert asked == [("user/name", ["a.json", "b.h5"])]
+
+
+def test_without_a_connection_a_folder_can_be_fetched_by_hand(monkeypatch):
+    def download(*_, **__):
+        raise RuntimeError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    expected = (
+        r"Model 'x' cannot be fetched: no route to host\nWithout a connection: "
+        r"download a\.json, b\.h5 of https://huggingface\.co/user/name elsewhere.*"
+        r"give its path: load\('name'\)\."
+    )
+    with pytest.raises(OSError, match=expected):
+        folder_from_hub("a.json", "b.h5")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(OSError, match=r'`pip install "keras_imm\[hub\]"`\. Without'):
+        folder_from_hub("a.json")
+
+
+class Api:
+    """What the hub was asked; creating or uploading may fail."""
+
+    def __init__(self, fails=None):
+        self.asked, self.fails = [], fails
+
+    def create_repo(self, repository, exist_ok):
+        self._ask("create", repository, exist_ok)
+
+    def upload_folder(self, repo_id, folder_path, allow_patterns):
+        self._ask("upload", repo_id, folder_path, allow_patterns)
+
+    def _ask(self, what, *arguments):
+        self.asked.append((what, *arguments))
+        if what == self.fails:
+            raise RuntimeError(f"403: may not {what}")
+
+
+def test_an_upload_makes_the_repository_first(monkeypatch, tmp_path):
+    hub = Api()
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    upload_folder_to_hub("user/name", tmp_path, ("a", "b"), extra="hub")
+    assert hub.asked == [
+        ("create", "user/name", True),
+        ("upload", "user/name", str(tmp_path), ["a", "b"]),
+    ]
+
+
+@pytest.mark.parametrize("step", ["create", "upload"])
+def test_an_upload_that_fails_is_told(monkeypatch, tmp_path, step):
+    hub = Api(fails=step)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    expected = rf"cannot be uploaded to user/name: 403: may not {step}\n`hf auth login`"
+    with pytest.raises(OSError, match=expected):
+        upload_folder_to_hub("user/name", tmp_path, ("a",), extra="hub")
+    assert hub.asked[-1][0] == step
+
+
+def test_an_upload_without_the_hubs_library_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(OSError, match=r'`pip install "keras_imm\[hub\]"`\.$'):
+        upload_folder_to_hub("user/name", tmp_path, ("a",), extra="hub")

@@ -320,3 +320,21 @@ def test_recipes_have_plans(name):
             assert of_count.time_grid == grid
         else:
             assert of_count.time_grid == "uniform"
+
+
+def test_arguments_take_the_places_of_a_plans_own():
+    own = SamplingPlan(4, "restart", "edm", 1.5, (0.2, 0.8))
+    assert own.with_arguments() == own.with_arguments(num_steps=None) == own
+    changed = own.with_arguments(num_steps=2, guidance_scale=1.0, time_grid=None)
+    assert changed == SamplingPlan(2, own.sampler, "edm", 1.0, (0.2, 0.8))
+    assert own.with_arguments(guidance_interval=(0.1, 0.3)).guidance_scale == 1.5
+
+
+def test_a_list_of_eta_brings_its_steps():
+    own = SamplingPlan(4, time_grid="edm")
+    assert own.with_arguments(time_grid=[1.4]).num_steps == 2
+    etas = SamplingPlan(time_grid=[2.0, 1.4])
+    assert etas.with_arguments(time_grid="uniform").num_steps == 3
+    assert etas.with_arguments(time_grid=[1.4]).num_steps == 2
+    with pytest.raises(ValueError, match="`time_grid` as a list of 2 makes 3 steps"):
+        etas.with_arguments(num_steps=4)
