@@ -51,6 +51,7 @@ FLOORS = [
 ]
 # Imports within a floor: (who, whom).
 NEIGHBOURS = {
+    ("files", "validation"),  # checks how a preset is asked for
     ("parameterizations", "schedules"),  # c_out is a function of alpha and sigma
     ("time_mappings", "schedules"),  # r(s, t) is equidistant in eta or log-SNR
     ("weightings", "schedules"),  # w(s, t) is a function of log-SNR

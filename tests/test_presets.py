@@ -42,7 +42,7 @@ def preset(trained, tmp_path):
 
 
 def test_samples_are_those_of_the_averages_to_half_precision(trained, preset):
-    """Half precision moves samples of up to 1.3 by up to 7e-4; averages, by over 0.2."""
+    """Half precision moves samples of up to 1.3 by at most 7e-4, averages by 0.2."""
     model = keras_imm.FlowMapModel.from_preset(preset)
     assert type(model) is keras_imm.IMM
     expected = samples(trained)

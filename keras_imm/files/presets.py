@@ -21,7 +21,6 @@ from keras import ops
 from keras_imm.files.atomic import replaced_directory, write_json, write_text
 from keras_imm.files.downloads import fetch_folder_from_hub, upload_folder_to_hub
 from keras_imm.files.weights_file import is_weights_file, narrow
-from keras_imm.registry import list_names
 from keras_imm.validation import check_choice
 
 CONFIG = "config.json"
@@ -264,7 +263,7 @@ def _find(preset: Any, filenames: tuple[str, ...]) -> pathlib.Path:
 
 
 def _unknown(preset: Any) -> ValueError:
-    known = list_names(names()) or "none"
+    known = ", ".join(map(repr, names())) or "none"
     return ValueError(
         "`preset` must be the name of a trained model that comes with the library "
         f"({known}), the path of a folder that `save_to_preset` wrote, or "
