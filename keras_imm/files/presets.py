@@ -18,7 +18,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_imm.files.atomic import replaced_directory, write_json, write_text
+from keras_imm.files.atomic import (
+    remove_unfinished,
+    replaced_directory,
+    write_json,
+    write_text,
+)
 from keras_imm.files.downloads import fetch_folder_from_hub, upload_folder_to_hub
 from keras_imm.files.weights_file import is_weights_file, narrow
 from keras_imm.validation import check_choice
@@ -202,6 +207,8 @@ def save(
         narrow(unfinished / WEIGHTS, dtype)
         if model_card is not None:
             write_text(unfinished / MODEL_CARD, model_card)
+    # Of processes that were killed while they saved.
+    remove_unfinished(folder.parent, ended=True, stem=folder.name.partition(".")[0])
 
 
 def upload_preset(uri: str, folder: str | os.PathLike) -> None:

@@ -144,6 +144,16 @@ def test_a_cut_save_leaves_no_half_preset(folder, monkeypatch, cut_at):
     assert (folder / "README.md").read_text() == "# Sum\n"
 
 
+def test_what_killed_processes_left_is_removed(folder):
+    with atomic.replaced_directory(folder) as unfinished:
+        ended = unfinished.name.replace(f"@{os.getpid()}@", "@999999999@")
+        (folder.parent / ended).mkdir()
+        presets.save(folder, Sum(size=4), {})
+        assert unfinished.exists() and not (folder.parent / ended).exists()
+        presets.save(unfinished, Sum(size=5), {})
+    assert presets.load(folder, Sum).size == 5
+
+
 @pytest.mark.parametrize("can_exchange", [True, False])
 def test_a_preset_is_replaced_as_a_whole(folder, monkeypatch, can_exchange):
     if not can_exchange:
