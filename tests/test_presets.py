@@ -187,8 +187,10 @@ class Perceptron(keras.layers.Layer):
 
 def test_data_of_any_shape(tmp_path):
     """A backbone that does not know it, of points in place of images."""
-    model = keras_imm.IMM(Perceptron(), seed=1)
+    model = keras_imm.IMM(Perceptron(), time_scale=1.0)  # so small a network, unscaled
     model.build((None, 2))
+    kernel = model.backbone.dense.kernel
+    kernel.assign(np.random.default_rng(1).uniform(-1, 1, kernel.shape))
     model.save_to_preset(tmp_path / "points")
     loaded = keras_imm.FlowMapModel.from_preset(tmp_path / "points")
     assert loaded.data_shape == (2,)
