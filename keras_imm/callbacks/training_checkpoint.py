@@ -321,12 +321,32 @@ class TrainingCheckpoint(keras.callbacks.Callback):
                 self.model.objective.needs_total_steps
             ):
                 continue  # of another number of epochs, which changes nothing
+            if name not in saved and _was_always_so(name, now):
+                continue
+            if name.startswith(_OF_SAMPLING):
+                continue
             if before != now:
                 raise _OtherRunError(
                     f"Cannot continue the run of {str(path)!r}: `{name}` was "
                     f"{before!r} and is {now!r}. Run with the same settings, or with "
                     "another directory to start anew."
                 )
+
+
+# Arguments that are younger than checkpoints, by the ends of their names, with what
+# models did before.
+_ADDED = {"flow_matching_share": 0.0, "times.class_name": "Uniform"}
+
+# What does not change the training.
+_OF_SAMPLING = ("model.sampling_plan", "model.pixels", "model.class_names")
+
+
+def _was_always_so(name: str, value: Any) -> bool:
+    """Whether an argument that a checkpoint does not know changes nothing."""
+    return any(
+        name.startswith("model.") and name.endswith(f".{added}") and value == default
+        for added, default in _ADDED.items()
+    )
 
 
 class _OtherRunError(Exception):

@@ -9,7 +9,7 @@ import pytest
 from keras import ops
 
 import keras_imm
-from keras_imm import backend, distribution
+from keras_imm import backend, distribution, time_distributions
 from keras_imm.backend.random_streams import (
     assign_state,
     random_states,
@@ -17,6 +17,8 @@ from keras_imm.backend.random_streams import (
 )
 from keras_imm.callbacks import TerminateOnNonFinite, TrainingCheckpoint
 from keras_imm.callbacks.terminate_on_non_finite import redraw_particles
+from keras_imm.objectives import MomentMatching
+from keras_imm.samplers import SamplingPlan
 
 pytestmark = pytest.mark.slow("trains, stops and resumes whole runs")
 
@@ -249,6 +251,46 @@ def test_another_run_is_refused_with_both_values(new_run, change, name, before, 
         run(model, data, checkpoint, 2)
     for a, b in zip(untouched, state_of(model), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("times", "share", "message"),
+    [
+        ("uniform", 0.0, None),
+        ("logit_normal", 0.0, "times.class_name` was None and is 'LogitNormal'"),
+        ("uniform", 0.5, "flow_matching_share` was None and is 0.5"),
+    ],
+)
+def test_a_run_from_before_an_argument_had_its_default(new_run, times, share, message):
+    first, data, checkpoint = new_run()
+    run(first, data, checkpoint, 1)
+    state = checkpoint.checkpoints()[-1] / "state.json"
+    content = json.loads(state.read_text())
+    known = {
+        name: value
+        for name, value in content["described"].items()
+        if "times" not in name.split(".") and "flow_matching_share" not in name
+    }
+    assert len(known) <= len(content["described"]) - 2
+    state.write_text(json.dumps(content | {"described": known}))
+    model, data, checkpoint = new_run()
+    config = first.objective.get_config()
+    times = keras.saving.serialize_keras_object(time_distributions.get(times))
+    config |= {"times": times, "flow_matching_share": share}
+    model.objective = MomentMatching.from_config(config)
+    if message is None:
+        run(model, data, checkpoint, 2)
+        return
+    with pytest.raises(ValueError, match=message):
+        run(model, data, checkpoint, 2)
+
+
+def test_how_it_is_sampled_may_change_in_a_run(new_run):
+    run(*new_run(), 1)
+    model, data, checkpoint = new_run()
+    model.sampling_plan = SamplingPlan(num_steps=4)
+    model.pixels = keras_imm.Pixels(scale=127.5, offset=127.5)
+    run(model, data, checkpoint, 2)
 
 
 def test_the_names_that_keras_counts_up_do_not_matter(new_run):
@@ -501,6 +543,9 @@ def test_the_bad_batch_is_saved_with_its_times(new_run, tmp_path, position):
     np.testing.assert_array_equal(saved["labels"], data[batch][1])
     # Every field of the particles, one row for each image.
     for name, field in drawn[0]._asdict().items():
+        if field is None:  # there is no share of flow matching
+            assert name == "velocity" and name not in saved
+            continue
         key = "drawn_labels" if name == "labels" else name
         expected = ops.convert_to_numpy(field)
         np.testing.assert_allclose(saved[key], expected, rtol=1e-6, err_msg=name)
