@@ -55,6 +55,7 @@ FITS = {
     "tensorflow": {
         "fit": ({}, ["tf.function", "tf.function XLA"]),
         "fit jit_compile=False": ({"jit_compile": False}, ["tf.function"]),
+        "fit jit_compile=True": ({"jit_compile": True}, ["tf.function XLA"]),
     },
 }
 

@@ -46,7 +46,7 @@ def test_generate_samples_as_the_sampler_written_by_hand(tmp_path, backend):
     for row in described["rows"]:
         assert row["by_hand"] == TRACED[backend]
         assert min(row[k] for k in ("ratio", "guided", "guided_ratio")) > 0
-    assert len(cells(result.stdout, 8)) == 2
+    assert len(cells(result.stdout, 9)) == 2
 
 
 def test_a_loop_that_trains_otherwise_is_found(backend):
