@@ -209,6 +209,8 @@ def main(_):
     images, labels = digits_data.load()
     quality = digits_data.Quality(images, labels)
     model = build_model()
+    model.pixels = keras_imm.Pixels(*digits_data.digits_scaling())
+    model.class_names = tuple(map(str, range(digits_data.NUM_CLASSES)))
 
     timer = training_report.StepTimer()
     progress = keras_imm.callbacks.SampleMetrics(

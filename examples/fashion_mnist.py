@@ -122,7 +122,6 @@ flags.DEFINE_integer(
 flags.DEFINE_float("min_gap", 0.005, "Smallest gap t - r of that mapping.")
 flags.DEFINE_integer("a", 1, "Exponent a of the weighting w(s, t).", lower_bound=1)
 flags.DEFINE_float("b", 4.0, "Bias b of the weighting w(s, t).")
-flags.DEFINE_float("sigma_data", 0.5, "Standard deviation of the noise.")
 flags.DEFINE_enum("method", "imm", ["imm", "flow_matching"], "What is trained.")
 flags.DEFINE_enum("network", "dit", ["dit", "unet"], "The backbone.")
 flags.DEFINE_integer("patch_size", None, f"Of DiT. {BY_EFFORT}", lower_bound=1)
@@ -152,6 +151,7 @@ flags.DEFINE_string(
 # Flags that are not compared with those of the run in --out.
 PLACES = ("data_dir", "effort", "out")
 IMAGE_SHAPE = (28, 28, 1)
+SIGMA_DATA = 0.5
 NUM_CLASSES = len(FASHION_MNIST_CLASSES)
 SAMPLING_BATCH = 500
 SAMPLES_IN_TRAINING = 1000
@@ -249,7 +249,7 @@ def build_model(steps):
         parameterization="euler_fm",
         second_time=FLAGS.second_time,
         time_scale=FLAGS.time_scale,
-        sigma_data=FLAGS.sigma_data,
+        sigma_data=SIGMA_DATA,
         seed=FLAGS.seed,
     )
     rate = training_report.cosine_rate(FLAGS.learning_rate, steps, FLAGS.warmup_steps)
@@ -258,9 +258,14 @@ def build_model(steps):
 
 
 def load_images():
-    """The training images in [-1, 1], and their labels."""
+    """The training images and labels, and what makes bytes of images again.
+
+    Their pixels have mean 0 and standard deviation 0.5.
+    """
     images, labels = fashion_mnist("train", FLAGS.data_dir)
-    return images[..., None] / np.float32(127.5) - np.float32(1), labels
+    mean, scale = float(images.mean()), float(images.std()) / SIGMA_DATA
+    images = (images[..., None] - np.float32(mean)) / np.float32(scale)
+    return (images, labels), keras_imm.Pixels(scale=scale, offset=mean)
 
 
 def seconds_per_step(data):
@@ -331,7 +336,13 @@ def train(model, data, quality, steps, out):
     steps_per_epoch = FLAGS.steps_per_epoch
     batches = ResumableBatches(data, FLAGS.batch_size, steps_per_epoch, FLAGS.seed)
     progress = keras_imm.callbacks.SampleMetrics(
-        {"frechet": quality.frechet, "agreement": quality.agreement},
+        {
+            name: lambda samples, labels, of=of: of(model.to_uint8(samples), labels)
+            for name, of in (
+                ("frechet", quality.frechet),
+                ("agreement", quality.agreement),
+            )
+        },
         labels=quality.labels(min(SAMPLES_IN_TRAINING, FLAGS.num_samples)),
         num_steps=2,
         freq=FLAGS.evaluate_every,
@@ -349,12 +360,12 @@ def train(model, data, quality, steps, out):
     return checkpoint.logs
 
 
-def measure(generate, quality):
+def measure(generate, quality, to_uint8):
     return training_report.measure(
         generate,
         quality.labels(FLAGS.num_samples),
         integers("sampling_steps"),
-        quality.measure,
+        lambda samples, labels: quality.measure(to_uint8(samples), labels),
         first_batch=SAMPLING_BATCH,
     )
 
@@ -386,12 +397,13 @@ def draw_training(path, logs):
     training_report.draw_curves(path, panels, FLAGS.steps_per_epoch * len(logs))
 
 
-def draw_samples(path, data, generate):
+def draw_samples(path, data, generate, to_uint8):
     blocks = training_report.sample_blocks(
         *data, generate, integers("sampling_steps"), NUM_CLASSES
     )
+    blocks = {title: to_uint8(images) for title, images in blocks.items()}
     training_report.draw_blocks(
-        path, blocks, limits=(-1, 1), class_names=FASHION_MNIST_CLASSES
+        path, blocks, limits=(0, 255), class_names=FASHION_MNIST_CLASSES
     )
 
 
@@ -402,10 +414,11 @@ def main(_):
     out.mkdir(parents=True, exist_ok=True)
     run = find_run(out, chosen)
     keras.config.set_dtype_policy(FLAGS.dtype)
-    data = load_images()
+    data, pixels = load_images()
     run = run or start_run(out, chosen, data)
     quality = keras_imm.metrics.FashionMNISTQuality(FLAGS.data_dir)
     model = build_model(run["steps"])
+    model.pixels, model.class_names = pixels, FASHION_MNIST_CLASSES
     print(
         f"{model.count_params():,} parameters, {run['steps']} steps; results in {out}"
     )
@@ -414,11 +427,11 @@ def main(_):
     generate = training_report.Generator(
         model, IMAGE_SHAPE, FLAGS.seed, SAMPLING_BATCH, FLAGS.guidance
     )
-    draw_samples(out / "samples.png", data, generate)
+    draw_samples(out / "samples.png", data, generate, model.to_uint8)
     draw_training(out / "training.png", logs)
     model.save(out / "model.keras")
     print(f"measuring {FLAGS.num_samples} samples of {FLAGS.sampling_steps} steps")
-    rows = measure(generate, quality)
+    rows = measure(generate, quality, model.to_uint8)
     print_table(rows)
     training_report.write_json(
         out / "metrics.json",

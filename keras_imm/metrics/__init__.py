@@ -1,5 +1,6 @@
 """Measures of sample quality."""
 
+from keras_imm.metrics.digits import DigitsQuality
 from keras_imm.metrics.fashion_mnist import FashionMNISTClassifier, FashionMNISTQuality
 from keras_imm.metrics.frechet import (
     FrechetDistance,
@@ -22,6 +23,7 @@ from keras_imm.metrics.sample_quality import SampleQuality
 
 __all__ = [
     "DensityCoverage",
+    "DigitsQuality",
     "FashionMNISTClassifier",
     "FashionMNISTQuality",
     "FeatureMetric",
