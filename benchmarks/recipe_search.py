@@ -3,8 +3,9 @@
     KERAS_BACKEND=jax python benchmarks/recipe_search.py --seeds=10,11
     python benchmarks/recipe_search.py --table
 
-Every setting is a set of flags of examples/digits.py beside its defaults. A run that is
-in the file of results is not repeated, so that a search that was stopped goes on.
+Every setting is a set of flags of examples/digits.py or, with --data=fashion_mnist, of
+examples/fashion_mnist.py, beside their defaults and each --flag. A run that is in the
+file of results is not repeated, so that a search that was stopped goes on.
 --table prints the results as Markdown: means over the seeds, sorted by two steps.
 """
 
@@ -22,7 +23,10 @@ from absl import app, flags
 from keras_imm.files.atomic import write_json
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("data", "digits", ["digits"], "Which example trains.")
+flags.DEFINE_enum(
+    "data", "digits", ["digits", "fashion_mnist"], "Which example trains."
+)
+flags.DEFINE_multi_string("flag", [], "Flag of every run: --flag=steps=3000.")
 flags.DEFINE_multi_string("setting", [], "A setting to run. Default: all, as listed.")
 flags.DEFINE_list("seeds", "10,11", "Seeds, other than those that are reported.")
 flags.DEFINE_integer("threads", 1, "CPU cores that a run may use.", lower_bound=1)
@@ -34,7 +38,25 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 UNSCALED = {"time_scale": 1, "second_time": "stride"}
 LOGIT_NORMAL = {**UNSCALED, "times": "logit_normal"}
 QUARTER = {**LOGIT_NORMAL, "flow_matching_share": 0.25}
+SMALL_BATCH = {**QUARTER, "batch_size": 32}
 SETTINGS = {
+    "fashion_mnist": {
+        "published": {},
+        "time scale 1, stride": UNSCALED,
+        "logit-normal": LOGIT_NORMAL,
+        "logit-normal, share 1/4": QUARTER,
+        "batch 64": {**QUARTER, "batch_size": 64},
+        "batch 32": SMALL_BATCH,
+        "batch 32, rate 2e-3": {**SMALL_BATCH, "learning_rate": 2e-3},
+        "batch 32, rate 5e-4": {**SMALL_BATCH, "learning_rate": 5e-4},
+        "batch 32, k 10": {**SMALL_BATCH, "k": 10},
+        "batch 32, min_gap 0.01": {**SMALL_BATCH, "min_gap": 0.01},
+        "batch 32, M 2": {**SMALL_BATCH, "group_size": 2},
+        "batch 32, share 1/2": {**SMALL_BATCH, "flow_matching_share": 0.5},
+        "batch 32, patch 7": {**SMALL_BATCH, "patch_size": 7, "hidden_size": 192},
+        "batch 32, wider": {**SMALL_BATCH, "hidden_size": 128, "depth": 4},
+        "U-Net, batch 32": {**SMALL_BATCH, "network": "unet"},
+    },
     "digits": {
         "published": {},
         "time scale 1, stride": UNSCALED,
@@ -49,20 +71,23 @@ SETTINGS = {
         "logit-normal, share 1/4, min_gap 0.01": {**QUARTER, "min_gap": 0.01},
         "logit-normal, share 1/4, M 8": {**QUARTER, "group_size": 8},
         "logit-normal, share 1/4, time scale 1000": {**QUARTER, "time_scale": 1000},
-    }
+    },
 }
-EXAMPLES = {"digits": "examples/digits.py"}
+# What a run is given beside its setting: measured at the end alone.
+EXAMPLES = {
+    "digits": ("examples/digits.py", "--evaluate_every=1000000"),
+    "fashion_mnist": ("examples/fashion_mnist.py", "--evaluate_every=1000000"),
+}
 
 
 def run(setting, seed):
     """What a run measured: flags, rows per number of steps and seconds."""
     with tempfile.TemporaryDirectory() as out:
+        example, *given = EXAMPLES[FLAGS.data]
         command = [
-            sys.executable,
-            str(ROOT / EXAMPLES[FLAGS.data]),
-            f"--seed={seed}",
-            f"--out={out}",
-            "--evaluate_every=1000000",
+            *(sys.executable, str(ROOT / example), f"--seed={seed}", f"--out={out}"),
+            *given,
+            *(f"--{flag}" for flag in FLAGS.flag),
             *(f"--{name}={value}" for name, value in setting.items()),
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": str(FLAGS.threads)}

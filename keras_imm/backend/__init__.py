@@ -7,6 +7,7 @@
 - `optimization_barrier`, `dot_product_attention`: what compilers do not see alone;
 - `attention_times`: between which kernels of attention was chosen, and how;
 - `draw_normal`: noise from a random stream;
+- `traceable_draws`: inside, draws that a graph can hold and no host waits for;
 - `initial_values_together`: variables are given their values by few programs;
 - `processes`: the devices and processes of a run;
 - `device_kind`, `device_memory`: what the first device is;
@@ -52,6 +53,7 @@ jvp = _current.jvp
 multiplies_in_tf32 = _current.multiplies_in_tf32
 optimization_barrier = _current.optimization_barrier
 processes = _current.processes
+traceable_draws = _current.traceable_draws
 
 __all__ = [
     "TrainStep",
@@ -73,4 +75,5 @@ __all__ = [
     "optimization_barrier",
     "processes",
     "random_streams",
+    "traceable_draws",
 ]

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from keras_imm import backend
 from keras_imm.backend.attention import without_recomputation
 from keras_imm.backend.random_streams import random_states
 from keras_imm.flow_map import FlowMap, Network
@@ -103,16 +104,17 @@ class BatchLoss:
             self.objective.rows_argument,
         )
         augmentation_labels = None
-        if training and self._augmentation is not None:
-            x, augmentation_labels = self._augmentation(x, training=True)
-        particles = self.objective.draw(
-            Network(self.flow_map, training=training),
-            x,
-            labels,
-            self._seed_generator,
-            self._progress(iterations),
-            training,
-        )
+        with backend.traceable_draws():
+            if training and self._augmentation is not None:
+                x, augmentation_labels = self._augmentation(x, training=True)
+            particles = self.objective.draw(
+                Network(self.flow_map, training=training),
+                x,
+                labels,
+                self._seed_generator,
+                self._progress(iterations),
+                training,
+            )
         return Batch(particles, augmentation_labels)
 
     def micro_batch(self, batch: Batch, index: Any) -> Batch:

@@ -1,5 +1,7 @@
 """What is particular to JAX."""
 
+from contextlib import nullcontext as traceable_draws
+
 from keras_imm.backend.attention import attention_times
 from keras_imm.backend.jax import processes
 from keras_imm.backend.jax.attention import dot_product_attention
@@ -34,4 +36,5 @@ __all__ = [
     "multiplies_in_tf32",
     "optimization_barrier",
     "processes",
+    "traceable_draws",
 ]

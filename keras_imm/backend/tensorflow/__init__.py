@@ -1,6 +1,7 @@
 """What is particular to TensorFlow."""
 
 from contextlib import nullcontext as initial_values_together
+from contextlib import nullcontext as traceable_draws
 
 from keras_imm.backend.attention import attention_times
 from keras_imm.backend.attention import plain_attention as dot_product_attention
@@ -35,4 +36,5 @@ __all__ = [
     "multiplies_in_tf32",
     "optimization_barrier",
     "processes",
+    "traceable_draws",
 ]

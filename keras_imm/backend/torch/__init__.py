@@ -14,7 +14,7 @@ from keras_imm.backend.torch.graphs import (
 )
 from keras_imm.backend.torch.model import TrainableModel
 from keras_imm.backend.torch.precision import full_precision, multiplies_in_tf32
-from keras_imm.backend.torch.random_draws import draw_normal
+from keras_imm.backend.torch.random_draws import draw_normal, traceable_draws
 from keras_imm.backend.torch.train_step import TrainStep
 
 __all__ = [
@@ -34,4 +34,5 @@ __all__ = [
     "multiplies_in_tf32",
     "optimization_barrier",
     "processes",
+    "traceable_draws",
 ]

@@ -134,11 +134,12 @@ def _read_attention_where_it_lies(module: Any) -> None:
             node.replace_all_uses_with(node.args[0])
 
 
-def call_python_functions(module: Any) -> Callable:
+def call_python_functions(module: Any, keep_rounding: bool = False) -> Callable:
     """A graph as a function that calls PyTorch's own functions, not ATen's handles.
 
     They take about 0.7 us less a call to parse their arguments, which tells where
-    tensors are small, as do operations that others can do beside their own.
+    tensors are small, as do operations that others can do beside their own, where sums
+    of products may be rounded once instead of twice.
     """
     aten = torch.ops.aten
     functions = {
@@ -166,7 +167,7 @@ def call_python_functions(module: Any) -> Callable:
         aten.unsqueeze.default: torch.unsqueeze,
     }
     _merge_views(module)
-    if not any(map(_works_in_place, module.graph.nodes)):
+    if not keep_rounding and not any(map(_works_in_place, module.graph.nodes)):
         _add_with_products(module)
     module.graph.eliminate_dead_code()
     for node in module.graph.nodes:

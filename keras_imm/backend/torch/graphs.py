@@ -82,6 +82,9 @@ class TracedFunction:
         jit_compile: As in `compile_function`.
         untraced: What is called where `function` cannot be traced, with the same
             arguments. Defaults to `function`.
+        otherwise: What that means, for the warning.
+        keep_rounding: Whether results are those of the function to the last bit, unless
+            they are compiled.
     """
 
     def __init__(
@@ -89,8 +92,12 @@ class TracedFunction:
         function: Callable,
         jit_compile: bool = False,
         untraced: Callable | None = None,
+        otherwise: str = "A model runs layer by layer",
+        keep_rounding: bool = False,
     ):
         self._function = function
+        self._keep_rounding = keep_rounding
+        self._otherwise = otherwise
         self._attempts = FAILED_COMPILATIONS if jit_compile else 0
         self._untraced = torch.no_grad()(untraced or function)
         self._kept = RecentlyUsed(KEPT_GRAPHS)
@@ -127,8 +134,8 @@ class TracedFunction:
         with _TRACING:
             self._kept.put(signature, lambda args, _: self._untraced(*args))
         self._warn_once(
-            "A model runs layer by layer where its inputs have these shapes, which is "
-            f"slower: PyTorch cannot trace it. {type(error).__name__}: {error}"
+            f"{self._otherwise} where its inputs have these shapes, which is slower: "
+            f"PyTorch cannot trace it. {type(error).__name__}: {error}"
         )
         return results
 
@@ -163,7 +170,7 @@ class TracedFunction:
         simplify(graph)
         compiled = self._compile(graph, tensors) if self._attempts else None
         mode = torch.no_grad if compiled else torch.inference_mode
-        run_graph = compiled or call_python_functions(graph)
+        run_graph = compiled or call_python_functions(graph, self._keep_rounding)
 
         def run(_, tensors):
             with mode():

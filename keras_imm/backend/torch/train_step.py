@@ -44,6 +44,7 @@ class TrainStep:
         self._optimizer = optimizer
         self._log = log
         self._graph: _TracedLoss | None = None
+        self._draw: _TracedDraw | None = None
         self._gradient_means: GradientMeans | None = None
 
     def train(self, data: Any, trainable: list, model: keras.Model) -> dict:
@@ -63,7 +64,9 @@ class TrainStep:
         with self._own_streams():
             with torch.no_grad():
                 iterations = self._optimizer.iterations.value.clone()
-                batch = self._batch_loss.draw(data, iterations)
+                if self._draw is None:
+                    self._draw = _TracedDraw(self._batch_loss, model)
+                batch = self._draw(data, iterations)
             losses, gradients = self._gradients(batch, iterations, trainable, model)
         with torch.no_grad():
             if process_count() > 1:
@@ -94,7 +97,7 @@ class TrainStep:
 
     def forget_graph(self) -> None:
         """Has the next step traced anew."""
-        self._graph = None
+        self._graph = self._draw = None
 
     def _gradients(
         self, batch: Any, iterations: Any, trainable: list, model: keras.Model
@@ -134,6 +137,58 @@ class TrainStep:
         if process_count() == 1:
             return contextlib.nullcontext()
         return streams_of_device(self._batch_loss.random_states(), dist.get_rank())
+
+
+class _TracedDraw:
+    """Draws of a batch as a graph: nobody waits for a stream's state on a GPU.
+
+    Args:
+        batch_loss: The `BatchLoss`.
+        model: Whose `compile` says how to run.
+    """
+
+    def __init__(self, batch_loss: Any, model: keras.Model):
+        self._batch_loss = batch_loss
+        self._states = batch_loss.random_states()
+        self._structure = None
+        self._compiled = None
+        if not model.run_eagerly:
+            self._compiled = TracedFunction(
+                self._traced,
+                model.jit_compile,
+                self._untraced,
+                otherwise="Batches are drawn one operation at a time",
+                keep_rounding=True,
+            )
+
+    def __call__(self, data: Any, iterations: Any) -> Any:
+        """As `BatchLoss.draw`."""
+        if self._compiled is None:
+            return self._batch_loss.draw(data, iterations)
+        fields, structure = pytree.tree_flatten(data)
+        fields = [v if v is None else ops.convert_to_tensor(v) for v in fields]
+        self._structure = structure
+        values = [state.value for state in self._states]
+        drawn, after = self._compiled(values, iterations, *fields)
+        for state, value in zip(self._states, after, strict=True):
+            if value is not None:
+                state.assign(value)
+        return drawn
+
+    def _traced(self, states: list, iterations: Any, *fields: Any) -> tuple:
+        """The batch, and the streams' new states, None where old."""
+        data = pytree.tree_unflatten(fields, self._structure)
+        mapping = list(zip(self._states, states, strict=True))
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            batch = self._batch_loss.draw(data, iterations)
+        after = map(scope.get_current_value, self._states)
+        pairs = zip(after, states, strict=True)
+        return batch, [None if new is old else new for new, old in pairs]
+
+    def _untraced(self, states: list, iterations: Any, *fields: Any) -> tuple:
+        """As `_traced`, from and in the variables themselves."""
+        data = pytree.tree_unflatten(fields, self._structure)
+        return self._batch_loss.draw(data, iterations), [None] * len(states)
 
 
 class _TracedLoss:

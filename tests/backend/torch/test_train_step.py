@@ -257,3 +257,113 @@ def test_jit_compile_trains_alike(make_model, images, labels):
     np.testing.assert_allclose(compiled, plain, atol=1e-3)
     assert np.abs(plain).max() > 0.1
     assert is_traced(models[0], images, labels)
+
+
+# -- Draws
+
+
+def batch_of(images, labels):
+    return tuple(map(ops.convert_to_tensor, (images[:8], labels[:8])))
+
+
+def new_model(make_model, seed=3, **options):
+    model = make_model(seed=seed, **options)
+    model.compile(keras.optimizers.Adam(1e-3, use_ema=True))
+    return model
+
+
+def test_a_step_draws_what_the_batch_loss_draws(make_model, images, labels):
+    """The same bits, and the streams move on alike."""
+    from keras_imm.backend.torch.train_step import _TracedDraw
+
+    data = batch_of(images, labels)
+    model, other = (new_model(make_model) for _ in range(2))
+    step = ops.convert_to_tensor(4, "int32")
+    draw = _TracedDraw(model.batch_loss(), model)
+    for _ in range(3):
+        drawn = draw(data, step).particles
+        expected = other.batch_loss().draw(data, step).particles
+        for name, field in expected._asdict().items():
+            if field is None:
+                assert getattr(drawn, name) is None
+                continue
+            np.testing.assert_array_equal(
+                ops.convert_to_numpy(getattr(drawn, name)),
+                ops.convert_to_numpy(field),
+                err_msg=name,
+            )
+    states = [m.seed_generator.state for m in (model, other)]
+    np.testing.assert_array_equal(*map(ops.convert_to_numpy, states))
+
+
+def test_a_step_asks_for_no_value_of_the_device(
+    make_model, images, labels, monkeypatch
+):
+    """With the draws that a GPU takes, whose streams' states are on the device."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from keras_imm.backend.torch import random_draws
+
+    monkeypatch.setattr(random_draws, "_has_generator", lambda seed: False)
+    model, data = new_model(make_model, dropout=0.1), batch_of(images, labels)
+
+    def step():
+        model.step.train(data, model.trainable_variables, model)
+
+    for _ in range(2):  # traces, and counts the optimizer's steps
+        step()
+    before = weights_of(model)
+    seen, waits = set(), torch.ops.aten._local_scalar_dense.default
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.add(func)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        step()
+    assert len(seen) > 20 and waits not in seen
+    after = weights_of(model)
+    assert any(np.any(a != b) for a, b in zip(before, after, strict=True))
+
+
+def test_data_that_are_not_what_the_model_takes_are_named(make_model, images, labels):
+    model = new_model(make_model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="The batch size must be a multiple"):
+            model.train_on_batch(images[:7], labels[:7])
+    assert np.isfinite(model.train_on_batch(images[:8], labels[:8]))
+
+
+def test_an_augmentation_that_cannot_be_traced_runs_as_it_is(images):
+    """With a warning; the model itself is traced."""
+    from small_dit import small_dit
+
+    class Host(keras.layers.Layer):
+        def call(self, x, training=False):
+            scale = 1.0 + float(ops.convert_to_numpy(ops.mean(x)))
+            return x * scale, ops.zeros((x.shape[0], 1), x.dtype)
+
+    backbone = small_dit(num_classes=0)
+    backbone.augmentation_dim = 0
+    network = _WithAugmentationLabels(backbone)
+    model = keras_imm.FlowMapModel(network, augmentation=Host())
+    model.compile(keras.optimizers.SGD(1e-2))
+    with pytest.warns(UserWarning, match="Batches are drawn one operation at a time"):
+        assert np.isfinite(model.train_on_batch(images[:8]))
+
+
+class _WithAugmentationLabels(keras.layers.Layer):
+    """A network that is given augmentation labels, and leaves them."""
+
+    augmentation_dim = 1
+
+    def __init__(self, network):
+        super().__init__(autocast=False)
+        self.network = network
+        self.image_shape = network.image_shape
+
+    def call(self, inputs, training=False):
+        return self.network(inputs[:3], training=training)

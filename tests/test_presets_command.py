@@ -1,0 +1,86 @@
+"""`python -m keras_imm.presets`: figures that are computed again."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_imm
+from keras_imm.metrics import DigitsQuality
+from keras_imm.presets.__main__ import main, quality
+
+pytestmark = pytest.mark.slow("trains the classifier that sees labels in samples")
+
+SAMPLES, SEED = 80, 3
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    backbone = keras_imm.backbones.DiT(
+        image_shape=(8, 8, 1), hidden_size=16, depth=1, num_heads=2, num_classes=10
+    )
+    model = keras_imm.IMM(backbone)
+    rng = np.random.default_rng(0)
+    for v in model.backbone.trainable_variables:
+        v.assign(0.1 * rng.standard_normal(v.shape).astype("float32"))
+    return model
+
+
+def save(model, folder, rows, measure="digits_v1"):
+    about = {"measure": measure, "samples": SAMPLES, "noise_seed": SEED}
+    model.save_to_preset(folder, description=about | {"quality": rows})
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def measured(model, tmp_path_factory):
+    """The preset's folder, and what is measured."""
+    folder = tmp_path_factory.mktemp("presets") / "tiny"
+    rows = quality(save(model, folder, [{"steps": 1}, {"steps": 2}]))
+    return save(model, folder, rows), rows
+
+
+def test_quality_is_that_of_samples_of_the_noise(measured):
+    folder, rows = measured
+    rng = np.random.default_rng(SEED)
+    noise = rng.standard_normal((SAMPLES, 8, 8, 1)).astype("float32")
+    labels = np.arange(SAMPLES) % 10
+    model = keras_imm.FlowMapModel.from_preset(folder)
+    for row in rows:
+        samples = model.generate(labels, num_steps=row["steps"], noise=noise)
+        expected = DigitsQuality().measure(samples, labels)
+        assert row["frechet"] == pytest.approx(expected["frechet"], rel=1e-3)
+        assert row["agreement"] == pytest.approx(expected["agreement"], abs=0.02)
+    assert rows[0] != rows[1]
+
+
+def test_figures_are_printed_beside_the_card_s(measured, capsys):
+    folder, rows = measured
+    assert main(["measure", folder]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in printed] == ["1 step", "2 steps"]
+    figure = f"{rows[1]['frechet']:.4f}"
+    assert printed[1].count(figure) == 2
+
+
+def test_a_figure_that_is_off_is_an_error(model, measured, tmp_path, capsys):
+    _, (row, _) = measured
+    wrong = row | {"frechet": 0.9 * row["frechet"]}
+    assert main(["measure", save(model, tmp_path / "wrong", [wrong])]) == 1
+    assert "off by 11" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("measure", "rows"), [("mystery_v1", [{"steps": 1}]), ("digits_v1", [])]
+)
+def test_a_preset_that_was_not_measured_says_so(model, tmp_path, capsys, measure, rows):
+    folder = save(model, tmp_path / "preset", rows, measure)
+    assert main(["measure", folder]) == 1
+    assert "does not say how it was measured" in capsys.readouterr().err
+    assert main(["measure", "no_such_preset"]) == 1
+    assert "no_such_preset" in capsys.readouterr().err
+
+
+def test_names_of_those_that_come_with_the_library(capsys):
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out.split() == keras_imm.presets.names()
