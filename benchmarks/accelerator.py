@@ -158,6 +158,8 @@ def cuda_graphs(_):
     """Steps and samples with CUDA graphs and without, from the same weights."""
     if keras.backend.backend() != "torch":
         return {"note": "PyTorch alone has the switch"}
+    import torch
+
     from keras_imm.backend.torch.graphs import use_cuda_graphs
 
     found, computed = {}, {}
@@ -172,6 +174,8 @@ def cuda_graphs(_):
         for one, other in zip(*computed.values(), strict=True)
     ]
     found["difference"] = dict(zip(("losses", "samples"), differences, strict=True))
+    if torch.cuda.is_available() and not found["with"]["replays"]:
+        found["error"] = "No step was recorded: these are the same times twice"
     if not max(differences) < 1e-3:
         found["error"] = f"CUDA graphs compute something else: {found['difference']}"
     return found

@@ -14,7 +14,7 @@
 #
 # Whether CUDA graphs pay under PyTorch:
 #
-#     STAGES=cuda_graphs BACKENDS=torch TEST_LIMIT=0 LIMIT=280 bash benchmarks/gpu.sh
+#     STAGES=cuda_graphs BACKENDS=torch TEST_LIMIT=0 LIMIT=280 bash benchmarks/gpu.sh runs/cuda_graphs
 set -u
 cd "$(dirname "$0")/.."
 out=${1:-runs/gpu}

@@ -33,9 +33,8 @@ class Particles(NamedTuple):
 class FlowMatching(Objective):
     """Regresses the flow's velocity to alpha' x + sigma' noise, in sigma_data.
 
-    The network sees t in place of s, so
-    jumps from t to an earlier s are not learned: sample with "euler" or "heun", the
-    objective's own, which follow the velocity.
+    The network sees t in place of s, so jumps from t to an earlier s are not learned:
+    sample with "euler" or "heun", the objective's own, which follow the velocity.
 
     Args:
         label_dropout: As in `Objective`.

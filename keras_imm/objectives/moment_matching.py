@@ -70,9 +70,9 @@ class MomentMatching(Objective):
         flow_matching_share: Share of the groups that learn the flow's velocity (s = t)
             in place of jumps: a fraction in [0, 1) with a denominator of at most 16,
             such as 0.25. The last groups of every run of that many have this role.
-            Their loss is the limit of the Laplace kernel's as s, r -> t: w(t, t) times
-            the norm of the velocity's error in units of sigma_data, so that neither
-            role has a weight of its own.
+            Their loss is the limit of the Laplace kernel's as first r and then s goes
+            to t: w(t, t) times the norm of the velocity's error in units of sigma_data,
+            so that neither role has a weight of its own.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -112,7 +112,7 @@ class MomentMatching(Objective):
         self.group_size = group_size
         self.drop_target_labels = drop_target_labels
         self.times = time_distributions.get(times)
-        self.flow_matching_share = flow_matching_share
+        self.flow_matching_share = float(flow_matching_share)
         share = _fraction(flow_matching_share)
         self._roles = share.denominator - share.numerator, share.denominator
 
@@ -303,7 +303,7 @@ class MomentMatching(Objective):
 
 
 def _fraction(share: float) -> fractions.Fraction:
-    return fractions.Fraction(share).limit_denominator(_MAX_PERIOD)
+    return fractions.Fraction(float(share)).limit_denominator(_MAX_PERIOD)
 
 
 def sample_times(

@@ -1,5 +1,6 @@
 """Attention under PyTorch: on a GPU by the faster of two fused kernels."""
 
+import functools
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,15 @@ from torch.nn.functional import scaled_dot_product_attention
 from keras_imm.backend import keras_private
 from keras_imm.backend.attention import fused_attention, in_forward_mode
 
-_KERNELS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+# Called by themselves: what chooses between them is set for all threads.
+_KERNELS = {
+    "flash": torch.ops.aten._scaled_dot_product_flash_attention,
+    "cudnn": functools.partial(
+        torch.ops.aten._scaled_dot_product_cudnn_attention,
+        attn_bias=None,
+        compute_log_sumexp=True,
+    ),
+}
 
 # cuDNN's kernel is taken where it is faster by more than times vary.
 _MARGIN = 0.95
@@ -47,11 +56,21 @@ def dot_product_attention(query: Any, key: Any, value: Any) -> Any:
     if in_forward_mode() or _kernel(query, key, value) != "cudnn":
         return fused_attention(query, key, value)
     # The others are for inputs that cuDNN refuses.
-    others = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
-    kernels = [SDPBackend.CUDNN_ATTENTION, *others, SDPBackend.MATH]
+    kernels = [SDPBackend.CUDNN_ATTENTION, *_others()]
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     with sdpa_kernel(kernels, set_priority=True):
         return scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+
+def _others() -> list[SDPBackend]:
+    """The kernels beside cuDNN's that nobody has switched off."""
+    cuda = torch.backends.cuda
+    enabled = {
+        SDPBackend.FLASH_ATTENTION: cuda.flash_sdp_enabled(),
+        SDPBackend.EFFICIENT_ATTENTION: cuda.mem_efficient_sdp_enabled(),
+        SDPBackend.MATH: cuda.math_sdp_enabled(),
+    }
+    return [kernel for kernel, is_enabled in enabled.items() if is_enabled]
 
 
 def attention_times() -> list[dict]:
@@ -128,12 +147,11 @@ def _milliseconds(name: str, shape: list, dtype: Any, device: Any) -> tuple:
     inputs = [x.requires_grad_() for x in inputs]
     stream = torch.cuda.current_stream(device)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    with sdpa_kernel(_KERNELS[name]):
-        for index in range(_WARM_UP + _REPETITIONS):
-            if index == _WARM_UP:
-                start.record(stream)
-            result = scaled_dot_product_attention(*inputs)
-            gradients = torch.autograd.grad(result, inputs, gradient)
+    for index in range(_WARM_UP + _REPETITIONS):
+        if index == _WARM_UP:
+            start.record(stream)
+        result = _KERNELS[name](*inputs)[0]
+        gradients = torch.autograd.grad(result, inputs, gradient)
     end.record(stream)
     end.synchronize()
     return start.elapsed_time(end) / _REPETITIONS, [result.detach(), *gradients]

@@ -3,6 +3,7 @@
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,7 @@ class TracedFunction:
         otherwise: What that means, for the warning.
         keep_rounding: Whether results are those of the function to the last bit, unless
             they are compiled.
+        said: Warnings that were given, which several functions may share.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class TracedFunction:
         untraced: Callable | None = None,
         otherwise: str = "A model runs layer by layer",
         keep_rounding: bool = False,
+        said: set[str] | None = None,
     ):
         self._function = function
         self._keep_rounding = keep_rounding
@@ -101,11 +104,12 @@ class TracedFunction:
         self._attempts = FAILED_COMPILATIONS if jit_compile else 0
         self._untraced = torch.no_grad()(untraced or function)
         self._kept = RecentlyUsed(KEPT_GRAPHS)
-        self._warnings: set[str] = set()
+        self._said = set() if said is None else said
 
     def __call__(self, *args: Any) -> Any:
         """What the function returns."""
         signature, tensors = _signature(args)
+        tensors = _in_one_piece(tensors)  # as they were when the graph was traced
         run = self._kept.get(signature)
         if run is None:
             run, error = self._traced(signature, args, tensors)
@@ -140,8 +144,8 @@ class TracedFunction:
         return results
 
     def _warn_once(self, message: str) -> None:
-        if message not in self._warnings:
-            self._warnings.add(message)
+        if message not in self._said:
+            self._said.add(message)
             warnings.warn(message, stacklevel=4)
 
     @torch.no_grad()
@@ -204,7 +208,7 @@ class TracedFunction:
 
 
 def _lacks_memory(error: Exception) -> bool:
-    """Whether there was not enough memory, on the device or beside it."""
+    """Whether there was not enough memory on the device, or for Python."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
@@ -283,12 +287,14 @@ def compile_graph(module: Any, tensors: list) -> Callable:
     if _CUDA_GRAPHS:
         # Trees belong to a thread, and have steps that `torch.compile` counts.
         options = {"triton.cudagraphs": True, "triton.cudagraph_trees": False}
-    # In place of what Inductor would ask of each tensor, which takes longer.
-    with config.patch(size_asserts=False):
-        compiled = compile_with_inductor(module, _in_one_piece(tensors), options)
-    if _CUDA_GRAPHS:
-        compiled = _with_results_copied(compiled)
-    return lambda *tensors: compiled(*_in_one_piece(tensors))
+    # Arguments have the sizes and strides that it is compiled for: on a CPU asking for
+    # each takes longer than a small network's layers. On a GPU it is asked too whether
+    # kernels that others wrote return what they should.
+    on_the_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
+    quickly = config.patch(size_asserts=False) if on_the_cpu else nullcontext()
+    with quickly:
+        compiled = compile_with_inductor(module, tensors, options)
+    return _with_results_copied(compiled) if _CUDA_GRAPHS else compiled
 
 
 def _with_results_copied(compiled: Callable) -> Callable:

@@ -45,6 +45,7 @@ class TrainStep:
         self._log = log
         self._graph: _TracedLoss | None = None
         self._draw: _TracedDraw | None = None
+        self._said: set[str] = set()
         self._gradient_means: GradientMeans | None = None
 
     def train(self, data: Any, trainable: list, model: keras.Model) -> dict:
@@ -65,7 +66,7 @@ class TrainStep:
             with torch.no_grad():
                 iterations = self._optimizer.iterations.value.clone()
                 if self._draw is None:
-                    self._draw = _TracedDraw(self._batch_loss, model)
+                    self._draw = _TracedDraw(self._batch_loss, model, self._said)
                 batch = self._draw(data, iterations)
             losses, gradients = self._gradients(batch, iterations, trainable, model)
         with torch.no_grad():
@@ -105,7 +106,7 @@ class TrainStep:
         """Sums over the micro-batches."""
         if self._graph is None or not self._graph.is_for(trainable):
             self._graph = _TracedLoss(
-                self._batch_loss, trainable, model, self._optimizer
+                self._batch_loss, trainable, model, self._optimizer, self._said
             )
         loss_sum, gradient_sum = None, None
         for part in self._micro_batches(batch):
@@ -145,9 +146,10 @@ class _TracedDraw:
     Args:
         batch_loss: The `BatchLoss`.
         model: Whose `compile` says how to run.
+        said: Warnings that were given.
     """
 
-    def __init__(self, batch_loss: Any, model: keras.Model):
+    def __init__(self, batch_loss: Any, model: keras.Model, said: set[str]):
         self._batch_loss = batch_loss
         self._states = batch_loss.random_states()
         self._structure = None
@@ -159,6 +161,7 @@ class _TracedDraw:
                 self._untraced,
                 otherwise="Batches are drawn one operation at a time",
                 keep_rounding=True,
+                said=said,
             )
 
     def __call__(self, data: Any, iterations: Any) -> Any:
@@ -199,10 +202,16 @@ class _TracedLoss:
         trainable: The variables to take gradients of.
         model: Whose other variables the loss may depend on and change.
         optimizer: Whose scaling of the loss the gradients have.
+        said: Warnings that were given.
     """
 
     def __init__(
-        self, batch_loss: Any, trainable: list, model: keras.Model, optimizer: Any
+        self,
+        batch_loss: Any,
+        trainable: list,
+        model: keras.Model,
+        optimizer: Any,
+        said: set[str],
     ):
         self._batch_loss = batch_loss
         self._trainable = trainable
@@ -212,7 +221,7 @@ class _TracedLoss:
         self._compiled = None
         if _can_be_traced(model):
             self._compiled = TracedFunction(
-                self._traced, model.jit_compile, self._untraced
+                self._traced, model.jit_compile, self._untraced, said=said
             )
         elif model.jit_compile:
             warnings.warn(
@@ -260,6 +269,8 @@ class _TracedLoss:
         return losses, gradients, [None] * len(others)
 
     def _by_layers(self, batch: Any, iterations: Any, scale: Any) -> tuple[tuple, list]:
+        # What a graph drew was made in inference mode, of which no gradient is kept.
+        batch = pytree.tree_map(_differentiable, batch)
         weights = [v.value for v in self._trainable]
         return self._differentiate(batch, iterations, weights, scale)
 
@@ -285,6 +296,10 @@ def _can_be_traced(model: keras.Model) -> bool:
     layers = keras_private.all_layers(model)
     foreign = any(isinstance(one, keras.layers.TorchModuleWrapper) for one in layers)
     return not (model.run_eagerly or foreign)
+
+
+def _differentiable(value: Any) -> Any:
+    return value.clone() if torch.is_tensor(value) and value.is_inference() else value
 
 
 def _map(function: Any, losses: tuple) -> tuple[Any, dict]:

@@ -227,9 +227,13 @@ def test_a_call_forwards_and_backwards_is_timed(attention, monkeypatch):
 
     def compute(*inputs):
         Event.clock += 3.0
-        return computed(*inputs)
+        return computed(*inputs), None
 
-    monkeypatch.setattr(attention, "scaled_dot_product_attention", compute)
+    def refuse(*inputs):
+        raise RuntimeError("no such kernel")
+
+    kernels = {"flash": compute, "cudnn": refuse}
+    monkeypatch.setattr(attention, "_KERNELS", kernels)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
     monkeypatch.setattr(attention, "_TOKENS", 16)
@@ -240,3 +244,19 @@ def test_a_call_forwards_and_backwards_is_timed(attention, monkeypatch):
     assert [tuple(one.shape) for one in results] == 4 * [(batch, 3, 5, 8)]
     assert all(float(one.abs().max()) > 0 for one in results)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["flash", "cudnn"])
+def test_the_kernels_take_what_is_timed(attention, name):
+    """Shapes of PyTorch's own operations, on tensors of a GPU without values."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        inputs = [
+            torch.empty(2, 3, 16, 72, dtype=torch.bfloat16, device="cuda")
+            for _ in range(3)
+        ]
+        result = attention._KERNELS[name](*inputs)[0]
+    assert tuple(result.shape) == (2, 3, 16, 72)
+    assert (result.dtype, result.device.type) == (torch.bfloat16, "cuda")

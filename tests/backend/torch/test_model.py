@@ -137,10 +137,11 @@ def test_cuda_compiles_by_default(
     )
     for _ in range(2):
         assert np.isfinite(fit(model, images, labels)).all()
-    assert len(compiler) == int(compiles)
+    # Draws, losses and gradients; then a step of the sampler.
+    assert len(compiler) == 2 * int(compiles)
     for _ in range(2):
         model.generate(labels, num_steps=2, seed=0)
-    assert len(compiler) == 2 * int(compiles)
+    assert len(compiler) == 3 * int(compiles)
 
 
 def test_a_model_that_was_not_compiled_samples_with_a_compiled_graph(
@@ -171,7 +172,7 @@ def test_what_cannot_be_compiled_is_said_once_and_traced(
         warnings.simplefilter("always")
         losses = [fit(model, images, labels), fit(model, images, labels, 16)]
     messages = [str(w.message) for w in caught if "PyTorch" in str(w.message)]
-    assert len(attempts) == 2  # one for each shape
+    assert len(attempts) == 4  # draws, and losses and gradients, for each shape
     assert len(messages) == 1
     assert "RuntimeError: no compiler" in messages[0]
     assert losses == [fit(plain, images, labels), fit(plain, images, labels, 16)]

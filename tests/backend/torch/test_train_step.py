@@ -279,7 +279,7 @@ def test_a_step_draws_what_the_batch_loss_draws(make_model, images, labels):
     data = batch_of(images, labels)
     model, other = (new_model(make_model) for _ in range(2))
     step = ops.convert_to_tensor(4, "int32")
-    draw = _TracedDraw(model.batch_loss(), model)
+    draw = _TracedDraw(model.batch_loss(), model, set())
     for _ in range(3):
         drawn = draw(data, step).particles
         expected = other.batch_loss().draw(data, step).particles
