@@ -683,7 +683,8 @@ class FlowMapModel(backend.TrainableModel):
                 noise, else 1.
             num_steps: Steps, a positive integer. Default of this, of `sampler` and of
                 `time_grid`: those of `sampling_plan`, else the objective's; for moment
-                matching 2, "pushforward" and "uniform".
+                matching 2, "pushforward" and "uniform". Another number of steps than
+                that of a plan's list of eta takes the objective's grid.
             guidance_scale: Weight of classifier-free guidance (Eq. 14). Default of
                 this and of `guidance_interval`: those of `sampling_plan`, else 1.
             sampler: "pushforward" (Algorithm 4), "restart" (Algorithm 5), "euler",

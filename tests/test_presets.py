@@ -239,6 +239,26 @@ def test_generate_follows_the_plan_where_nothing_is_said(trained, preset):
     assert predicted.shape == (4, 4, 4, 1)
 
 
+def test_another_number_of_steps_than_that_of_the_plans_etas(preset):
+    """The etas are dropped for it, in pictures during training too."""
+    model = keras_imm.FlowMapModel.from_preset(preset)
+    model.sampling_plan = SamplingPlan(time_grid=[1.4], guidance_scale=2.0)
+    grid = keras_imm.callbacks.SampleGrid("{step}.png", labels=[0], num_steps=(2, 4))
+    grid.set_model(model)
+    grid.on_train_begin()
+    pictures = grid.generate()
+    noise = keras_imm.samplers.standard_noise(grid.seed, 1, 1, model.data_shape)[0]
+    plain = keras_imm.FlowMapModel.from_preset(preset)
+    plain.sampling_plan = None
+    for steps, time_grid in ((2, [1.4]), (4, "uniform")):
+        expected = plain.generate(
+            [0], num_steps=steps, guidance_scale=2.0, time_grid=time_grid, noise=noise
+        )
+        found = model.generate([0], num_steps=steps, noise=noise)
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(pictures[steps], expected)
+
+
 def test_pictures_during_training_follow_the_plan(preset, tmp_path, monkeypatch):
     """Also its sampler, which draws more noise than the objective's."""
     model = keras_imm.FlowMapModel.from_preset(preset)
