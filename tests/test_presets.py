@@ -1,5 +1,6 @@
 """Trained models: saved as presets, made again, and sampled as the presets say."""
 
+import dataclasses
 import importlib.util
 import inspect
 import json
@@ -237,6 +238,17 @@ def test_generate_follows_the_plan_where_nothing_is_said(trained, preset):
         assert np.max(np.abs(samples(model, **said) - samples(model))) > 5e-3
     predicted = model.predict(save_model.LABELS[:4], verbose=0)
     assert predicted.shape == (4, 4, 4, 1)
+
+
+def test_a_model_without_a_plan_checks_arguments_once(preset, monkeypatch):
+    model = keras_imm.FlowMapModel.from_preset(preset)
+    assert model.own_plan(num_steps=4) == dataclasses.replace(PLAN, num_steps=4)
+    model.sampling_plan = None
+    assert model.own_plan() == SamplingPlan()
+    checked = []
+    monkeypatch.setattr(SamplingPlan, "__post_init__", lambda plan: checked.append(0))
+    assert model.own_plan(num_steps=4, time_grid=None).num_steps == 4
+    assert len(checked) == 1
 
 
 def test_another_number_of_steps_than_that_of_the_plans_etas(preset):
