@@ -57,19 +57,24 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_list("num_steps", "1,2,4,8", "Step counts to export.")
 flags.DEFINE_float(
-    "guidance_scale", None, "Weight of classifier-free guidance, or none of it."
+    "guidance_scale",
+    None,
+    "Weight of classifier-free guidance. Default: that of the model's sampling plan.",
 )
 flags.DEFINE_list(
     "value_range",
     None,
     "Values of the model that become black and white, such as -1,1. Default: those of "
-    "the digits that examples/digits.py trains on.",
+    "the model's `pixels`, else of the digits that examples/digits.py trains on.",
 )
 flags.DEFINE_string(
     "export_dir", None, "Folder to keep the export in, as <name>/<version>."
 )
 flags.DEFINE_integer(
-    "num_classes", 10, "Labels that the page offers, from 0.", lower_bound=1
+    "num_classes",
+    10,
+    "Labels that the page offers, from 0, of a model that does not name its classes.",
+    lower_bound=1,
 )
 
 flags.register_validator(
@@ -99,10 +104,12 @@ flags.register_validator(
 )
 
 
-def value_range():
-    """The values that become the bytes 0 and 255."""
+def value_range(model):
+    """The values that become the bytes 0 and 255; None for those of its pixels."""
     if FLAGS.value_range:
         return tuple(map(float, FLAGS.value_range))
+    if model.pixels is not None:
+        return None
     import digits_data
 
     images, _ = digits_data.load()
@@ -110,33 +117,37 @@ def value_range():
 
 
 def export(folder):
-    """Writes the model as a SavedModel; the path of its version."""
+    """Writes the model as a SavedModel; the path of its version, and class names."""
     if not os.path.exists(FLAGS.model):
         sys.exit(
             f"There is no model at {FLAGS.model}. `make digits` trains one and saves "
             "it as runs/digits/model.keras; --model names another."
         )
     print(f"Exporting {FLAGS.model} ...", flush=True)
+    import keras
+
     import keras_imm.serving
 
     try:
-        return keras_imm.serving.export_saved_model(
-            FLAGS.model,
+        model = keras.saving.load_model(FLAGS.model)
+        path = keras_imm.serving.export_saved_model(
+            model,
             pathlib.Path(folder, FLAGS.name),
             num_steps=[int(count) for count in FLAGS.num_steps],
             guidance_scale=FLAGS.guidance_scale,
-            value_range=value_range(),
+            value_range=value_range(model),
             warmup=None if FLAGS.export_dir else False,
         )
+        return path, model.class_names
     except (ImportError, RuntimeError, ValueError) as error:
         sys.exit(f"The export failed: {error}")
 
 
 @contextlib.contextmanager
-def saved_model() -> Iterator[str | pathlib.Path]:
-    """The folder of the SavedModel, for as long as it is served."""
+def saved_model() -> Iterator[tuple[str | pathlib.Path, tuple[str, ...] | None]]:
+    """The folder of the SavedModel, for as long as it is served, and class names."""
     if FLAGS.saved_model is not None:
-        yield FLAGS.saved_model
+        yield FLAGS.saved_model, None
     elif FLAGS.export_dir is not None:
         yield export(FLAGS.export_dir)
     else:
@@ -162,8 +173,8 @@ def bound_socket():
     return bound
 
 
-def build_application(folder):
-    """The web application that serves a SavedModel."""
+def build_application(folder, class_names):
+    """The web application that serves a SavedModel, with names for its labels."""
     try:
         import serve_model
         import serve_rest
@@ -173,7 +184,8 @@ def build_application(folder):
         model = serve_model.SavedModel(folder)
     except FileNotFoundError as error:
         sys.exit(str(error))
-    return serve_rest.application(FLAGS.name, model, FLAGS.num_classes)
+    names = class_names or [f"{i}" for i in range(FLAGS.num_classes)]
+    return serve_rest.application(FLAGS.name, model, names)
 
 
 async def serve(application, bound):
@@ -208,8 +220,8 @@ def interrupt_on_signals():
 def main(_):
     bound = bound_socket()
     interrupt_on_signals()
-    with contextlib.suppress(KeyboardInterrupt), saved_model() as folder:
-        asyncio.run(serve(build_application(folder), bound))
+    with contextlib.suppress(KeyboardInterrupt), saved_model() as served:
+        asyncio.run(serve(build_application(*served), bound))
 
 
 if __name__ == "__main__":

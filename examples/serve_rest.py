@@ -9,6 +9,7 @@ import json
 import pathlib
 import re
 import urllib.parse
+from collections.abc import Sequence
 
 import serve_json
 import tensorflow as tf
@@ -47,16 +48,19 @@ _PREDICT = "tensorflow/serving/predict"
 _LARGEST_VERSION = 2**63 - 1
 
 
-def application(name: str, model: SavedModel, num_classes: int) -> web.Application:
+def application(
+    name: str, model: SavedModel, class_names: Sequence[str]
+) -> web.Application:
     """The web application of one model.
 
     Args:
         name: Its name in paths.
         model: The model.
-        num_classes: How many labels the page offers.
+        class_names: Names of the labels that the page offers, from 0.
     """
     rest = _Rest(name, model)
-    settings = json.dumps({"name": name, "numClasses": num_classes})
+    settings = json.dumps({"name": name, "classNames": [*class_names]})
+    settings = settings.replace("<", r"\u003c")  # names end no element of the page
     page = pathlib.Path(__file__).with_name("serve_page.html").read_text("utf-8")
     page = page.replace("{{settings}}", settings)
 

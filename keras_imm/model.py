@@ -683,7 +683,8 @@ class FlowMapModel(backend.TrainableModel):
                 noise, else 1.
             num_steps: Steps, a positive integer. Default of this, of `sampler` and of
                 `time_grid`: those of `sampling_plan`, else the objective's; for moment
-                matching 2, "pushforward" and "uniform".
+                matching 2, "pushforward" and "uniform". Another number of steps than
+                that of a plan's list of eta takes the objective's grid.
             guidance_scale: Weight of classifier-free guidance (Eq. 14). Default of
                 this and of `guidance_interval`: those of `sampling_plan`, else 1.
             sampler: "pushforward" (Algorithm 4), "restart" (Algorithm 5), "euler",
@@ -711,15 +712,14 @@ class FlowMapModel(backend.TrainableModel):
             ValueError: If labels are out of range, sizes disagree, or an argument
                 is not known.
         """
-        plan = self._own_plan().with_arguments(
+        plan = self.own_plan(
             num_steps=num_steps,
             sampler=sampler,
             time_grid=time_grid,
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
             weights=weights,
-        )
-        plan = plan.completed(self.objective)
+        ).completed(self.objective)
         times = plan.checked_times(self._flow_map)
         request = SamplingRequest.checked(
             self._flow_map, 1 + plan.noises(), labels, num_samples, noise
@@ -757,7 +757,7 @@ class FlowMapModel(backend.TrainableModel):
         steps: int | None = None,
         callbacks: list | None = None,
     ) -> np.ndarray:
-        """Samples with the objective's own sampler.
+        """Samples as `generate` does where nothing is said: by the model's own plan.
 
         Args:
             x: Integer labels of shape (num_samples,), or for an unconditional model
@@ -844,8 +844,21 @@ class FlowMapModel(backend.TrainableModel):
             variable.assign(ops.copy(value))  # JAX's training gives buffers away
         return copy.backbone
 
-    def _own_plan(self) -> SamplingPlan:
-        return SamplingPlan() if self.sampling_plan is None else self.sampling_plan
+    def own_plan(self, **arguments: Any) -> SamplingPlan:
+        """`sampling_plan`, or one without values, with some values in place of its own.
+
+        Args:
+            **arguments: Of `SamplingPlan`; None keeps the plan's own.
+
+        Returns:
+            A plan in which None stands for the objective's value.
+
+        Raises:
+            ValueError: If an argument is out of its range, or contradicts the plan.
+        """
+        if self.sampling_plan is not None:
+            return self.sampling_plan.with_arguments(**arguments)
+        return SamplingPlan(**arguments)
 
     def _sampling(self) -> samplers.Generator:
         if self._generator is None:
@@ -1001,7 +1014,7 @@ class FlowMapModel(backend.TrainableModel):
         about = {
             "parameter_count": self.backbone.count_params(),
             "objective": keras.saving.serialize_keras_object(self.objective),
-            "sampling_plan": self._own_plan().completed(self.objective).get_config(),
+            "sampling_plan": self.own_plan().completed(self.objective).get_config(),
             "pixels": keras.saving.serialize_keras_object(self.pixels),
             "class_names": self.class_names,
             "image_shape": self.data_shape,

@@ -1,5 +1,6 @@
 """Trained models: saved as presets, made again, and sampled as the presets say."""
 
+import dataclasses
 import importlib.util
 import inspect
 import json
@@ -237,6 +238,37 @@ def test_generate_follows_the_plan_where_nothing_is_said(trained, preset):
         assert np.max(np.abs(samples(model, **said) - samples(model))) > 5e-3
     predicted = model.predict(save_model.LABELS[:4], verbose=0)
     assert predicted.shape == (4, 4, 4, 1)
+
+
+def test_a_model_without_a_plan_checks_arguments_once(preset, monkeypatch):
+    model = keras_imm.FlowMapModel.from_preset(preset)
+    assert model.own_plan(num_steps=4) == dataclasses.replace(PLAN, num_steps=4)
+    model.sampling_plan = None
+    assert model.own_plan() == SamplingPlan()
+    checked = []
+    monkeypatch.setattr(SamplingPlan, "__post_init__", lambda plan: checked.append(0))
+    assert model.own_plan(num_steps=4, time_grid=None).num_steps == 4
+    assert len(checked) == 1
+
+
+def test_another_number_of_steps_than_that_of_the_plans_etas(preset):
+    """The etas are dropped for it, in pictures during training too."""
+    model = keras_imm.FlowMapModel.from_preset(preset)
+    model.sampling_plan = SamplingPlan(time_grid=[1.4], guidance_scale=2.0)
+    grid = keras_imm.callbacks.SampleGrid("{step}.png", labels=[0], num_steps=(2, 4))
+    grid.set_model(model)
+    grid.on_train_begin()
+    pictures = grid.generate()
+    noise = keras_imm.samplers.standard_noise(grid.seed, 1, 1, model.data_shape)[0]
+    plain = keras_imm.FlowMapModel.from_preset(preset)
+    plain.sampling_plan = None
+    for steps, time_grid in ((2, [1.4]), (4, "uniform")):
+        expected = plain.generate(
+            [0], num_steps=steps, guidance_scale=2.0, time_grid=time_grid, noise=noise
+        )
+        found = model.generate([0], num_steps=steps, noise=noise)
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(pictures[steps], expected)
 
 
 def test_pictures_during_training_follow_the_plan(preset, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """`python -m keras_imm.presets`: figures that are computed again."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -43,7 +45,7 @@ def measured(model, tmp_path_factory):
 def test_quality_is_that_of_samples_of_the_noise(measured):
     folder, rows = measured
     rng = np.random.default_rng(SEED)
-    noise = rng.standard_normal((SAMPLES, 8, 8, 1)).astype("float32")
+    noise = rng.standard_normal((SAMPLES, 8, 8, 1), "float32")
     labels = np.arange(SAMPLES) % 10
     model = keras_imm.FlowMapModel.from_preset(folder)
     for row in rows:
@@ -79,6 +81,44 @@ def test_a_preset_that_was_not_measured_says_so(model, tmp_path, capsys, measure
     assert "does not say how it was measured" in capsys.readouterr().err
     assert main(["measure", "no_such_preset"]) == 1
     assert "no_such_preset" in capsys.readouterr().err
+
+
+def rows_of(**changes):
+    row = {"steps": 1, "frechet": 1.0} | changes
+    return {"quality": [{k: v for k, v in row.items() if v is not None}]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "entry"),
+    [
+        ([], "training"),
+        (None, "training"),
+        ({"measure": ["digits_v1"]}, "training.measure=['digits_v1']"),
+        ({"samples": None}, "training.samples"),
+        ({"samples": 0}, "training.samples"),
+        ({"samples": 80.0}, "training.samples"),
+        ({"samples": True}, "training.samples"),
+        ({"noise_seed": -1}, "training.noise_seed"),
+        ({"noise_seed": "a"}, "training.noise_seed"),
+        ({"quality": {"steps": 1}}, "training.quality"),
+        ({"quality": [1]}, "training.quality"),
+        (rows_of(steps=None), "training.quality[0].steps"),
+        (rows_of(steps=[1]), "training.quality[0].steps"),
+        (rows_of(frechet=None), "training.quality[0]"),
+        (rows_of(frechet="1.0"), "training.quality[0].frechet"),
+        (rows_of(frechet=float("nan")), "training.quality[0].frechet"),
+        (rows_of(agreement=0), "training.quality[0].agreement"),
+    ],
+)
+def test_a_foreign_entry_is_named(tmp_path, capsys, changes, entry):
+    about = {"measure": "digits_v1", "samples": SAMPLES, "noise_seed": SEED}
+    about |= rows_of()
+    training = about | changes if isinstance(changes, dict) else changes
+    (tmp_path / "metadata.json").write_text(json.dumps({"training": training}))
+    assert main(["measure", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(tmp_path) in said
+    assert f"`{entry}`" in said or entry in said.partition("Received: ")[2]
 
 
 def test_names_of_those_that_come_with_the_library(capsys):

@@ -36,7 +36,7 @@ class Sampling(keras.callbacks.Callback):
             the optimizer, wherever in an epoch they fall. With `steps_per_execution`
             above 1, after the execution in which they fall.
         guidance_scale: As in `generate`.
-        sampler: As in `generate`. Default of this and of `time_grid`: the objective's.
+        sampler: As in `generate`, as are its and `time_grid`'s defaults.
         time_grid: As in `generate`; where it is a list, `num_steps` must be the number
             of steps that it makes.
         weights: As in `generate`: `"ema"` or `"raw"`.

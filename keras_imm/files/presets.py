@@ -40,6 +40,10 @@ _HUB = "hf://"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _EXTRA = "hub"
 _LONGEST_REASON = 500  # characters
+# Errors of Python and NumPy, PyTorch's devices, TensorFlow, and what a RuntimeError
+# says, JAX's and that of PyTorch's CPU.
+_OF_MEMORY = {"MemoryError", "OutOfMemoryError", "ResourceExhaustedError"}
+_SAID_OF_MEMORY = ("RESOURCE_EXHAUSTED", "can't allocate memory")
 
 
 def names() -> list[str]:
@@ -110,6 +114,7 @@ def make(config: Mapping[str, Any], kind: type[keras.Model], what: str) -> keras
 
     Raises:
         ValueError: If the config makes something else, or nothing.
+        MemoryError: If the memory does not suffice, or what the backend raises then.
     """
     name = config.get("registered_name")
     made = keras.saving.get_registered_object(name) if isinstance(name, str) else None
@@ -125,9 +130,19 @@ def make(config: Mapping[str, Any], kind: type[keras.Model], what: str) -> keras
             {**named, "registered_name": name, **parts}, safe_mode=True
         )
     except Exception as error:  # of any class that a config may name
+        if _is_of_memory(error):
+            raise
         raise ValueError(
             f"{what} makes no {made.__name__}: {_reason(error)}"
         ) from error
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    """Whether it says that the memory does not suffice; by names, without imports."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if "RuntimeError" in names and any(said in str(error) for said in _SAID_OF_MEMORY):
+        return True
+    return bool(names & _OF_MEMORY)
 
 
 def _reason(error: BaseException) -> str:

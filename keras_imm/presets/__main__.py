@@ -1,6 +1,7 @@
 """Command line: `python -m keras_imm.presets measure imm_digits`."""
 
 import argparse
+import math
 import sys
 from typing import Any
 
@@ -12,6 +13,7 @@ from keras_imm.model import FlowMapModel
 
 # How much a figure may differ from that of another backend or processor.
 TOLERANCE = 0.02
+_FIGURES = ("frechet", "agreement")
 _BATCH = 500
 
 
@@ -26,7 +28,8 @@ def quality(preset: str, **options: Any) -> list[dict[str, float]]:
         A row for each number of steps, as `metadata(preset)["training"]["quality"]`.
 
     Raises:
-        ValueError: If it is no preset, or says of no known measure how it was measured.
+        ValueError: If it is no preset, or its metadata do not say by which known
+            measure, with how many samples, noise and steps it was measured.
         ImportError: If a library that the measure takes is not installed.
         OSError: If the measure's data are not there.
     """
@@ -52,13 +55,66 @@ _MEASURES = {kind.name: kind for kind in (DigitsQuality, FashionMNISTQuality)}
 
 
 def _measured(preset: str) -> dict[str, Any]:
+    """The metadata's "training", once `quality` can follow it; anybody may write them.
+
+    Raises:
+        ValueError: If an entry is not what it must be.
+    """
     about = presets.metadata(preset).get("training", {})
-    if about.get("measure") not in _MEASURES or not about.get("quality"):
+    _check_entry(preset, "training", about, isinstance(about, dict), "an object")
+    measure, rows = about.get("measure"), about.get("quality")
+    if not isinstance(measure, str) or measure not in _MEASURES or not rows:
         raise ValueError(
             f"Preset {preset!r} does not say how it was measured. Known measures: "
-            f"{', '.join(_MEASURES)}"
+            f"{', '.join(_MEASURES)}. Received: training.measure={measure!r}, "
+            f"training.quality={rows!r}"
         )
+    samples, seed = (about.get(name) for name in ("samples", "noise_seed"))
+    for name, value, least, allowed in (
+        ("training.samples", samples, 1, "a positive integer"),
+        ("training.noise_seed", seed, 0, "a non-negative integer"),
+    ):
+        _check_entry(preset, name, value, _is_integer(value, least), allowed)
+    is_rows = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    _check_entry(preset, "training.quality", rows, is_rows, "a list of objects")
+    for i, row in enumerate(rows):
+        name, steps = f"training.quality[{i}].steps", row.get("steps")
+        allowed = "a positive integer"
+        _check_entry(preset, name, steps, _is_integer(steps, 1), allowed)
     return about
+
+
+def _expected(preset: str) -> list[dict[str, float]]:
+    """The rows of the metadata, once figures can be compared with them.
+
+    Raises:
+        ValueError: If a row has none, or one that is no positive number.
+    """
+    rows = _measured(preset)["quality"]
+    for i, row in enumerate(rows):
+        entry, names = f"training.quality[{i}]", _compared(row)
+        _check_entry(preset, entry, row, bool(names), f"with {' or '.join(_FIGURES)}")
+        for name in names:
+            is_number = type(row[name]) in (int, float) and 0 < row[name] < math.inf
+            entry = f"training.quality[{i}].{name}"
+            _check_entry(preset, entry, row[name], is_number, "a positive number")
+    return rows
+
+
+def _compared(row: dict) -> list[str]:
+    return [name for name in _FIGURES if name in row]
+
+
+def _is_integer(value: Any, least: int) -> bool:
+    return type(value) is int and value >= least
+
+
+def _check_entry(preset: str, entry: str, value: Any, is_so: bool, what: str) -> None:
+    if not is_so:
+        raise ValueError(
+            f"`{entry}` in the metadata of preset {preset!r} must be {what}. "
+            f"Received: {value!r}"
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,8 +139,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     given = {} if options.data_dir is None else {"data_dir": options.data_dir}
     try:
+        expected = _expected(options.preset)
         rows = quality(options.preset, **given)
-        expected = _measured(options.preset)["quality"]
     except (ValueError, OSError, ImportError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -97,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _print_row(row: dict, expected: dict) -> float:
     """Prints figures beside those of the card; returns their largest difference."""
-    names = [name for name in ("frechet", "agreement") if name in expected]
+    names = _compared(expected)
     figures = (f"{name} {row[name]:.4f} ({expected[name]:.4f})" for name in names)
     steps = row["steps"]
     print(f"{steps} step{'s' if steps > 1 else ''}: {', '.join(figures)}")

@@ -111,14 +111,19 @@ class SamplingPlan:
     def with_arguments(self, **arguments: Any) -> "SamplingPlan":
         """The plan with those arguments that are not None in place of its own.
 
-        A grid that is given as a list of eta brings its number of steps.
+        A grid that is given as a list of eta brings its number of steps. Another
+        number of steps drops a list of the plan: the grid is the objective's then.
 
         Raises:
-            ValueError: If they contradict what is left of the plan.
+            ValueError: If they contradict each other or what is left of the plan.
         """
         given = {name: value for name, value in arguments.items() if value is not None}
         if not isinstance(given.get("time_grid", ""), str):
             given.setdefault("num_steps", None)
+        elif "num_steps" in given and not isinstance(self.time_grid, str):
+            check_integer("num_steps", given["num_steps"], at_least=1)
+            if given["num_steps"] != self.num_steps:
+                given.setdefault("time_grid", None)
         return dataclasses.replace(self, **given)
 
     def with_steps(self, num_steps: int) -> "SamplingPlan":

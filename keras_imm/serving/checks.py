@@ -1,12 +1,16 @@
 """What can be exported."""
 
+import dataclasses
 import os
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_imm.latents import StableDiffusionVAE
 from keras_imm.model import FlowMapModel
+from keras_imm.pixels import Pixels
+from keras_imm.samplers import SamplingPlan
 from keras_imm.validation import check_instance
 
 
@@ -44,3 +48,42 @@ def check_latents(latents: Any, model: FlowMapModel) -> None:
             f"`latents` decodes {channels} channels. Received: a model of data of the "
             f"shape {model.data_shape}"
         )
+
+
+def plan_of(model: FlowMapModel, **arguments: Any) -> SamplingPlan:
+    """The model's own plan, with arguments in its place, for any number of steps.
+
+    Its grid is left out unless it is one of the arguments: see `Settings.completed`.
+
+    Args:
+        model: The model.
+        **arguments: Of `SamplingPlan`; None keeps the plan's own.
+
+    Raises:
+        ValueError: If an argument is out of its range, or contradicts the plan.
+    """
+    own = model.own_plan()
+    anyhow = dataclasses.replace(own, num_steps=None, time_grid=None)
+    return anyhow.with_arguments(**arguments)
+
+
+def value_range_of(model: FlowMapModel) -> tuple[float, float]:
+    """The samples that become the bytes 0 and 255; -1 and 1 where nothing is said.
+
+    Raises:
+        ValueError: If the model's `pixels` are no `Pixels` of two numbers, of which the
+            scale is positive.
+    """
+    pixels = model.pixels
+    if pixels is None:
+        return -1.0, 1.0
+    if type(pixels) is Pixels:
+        scale, offset = pixels.scale, pixels.offset
+        if np.ndim(scale) == np.ndim(offset) == 0 and scale > 0.0:
+            return (0.0 - offset) / scale, (255.0 - offset) / scale
+    described = f"{type(pixels).__name__}({pixels.get_config()})"
+    raise ValueError(
+        "`value_range` is needed for a model whose `pixels` are no keras_imm.Pixels of "
+        "a positive `scale` and an `offset` for all channels. Received: "
+        f"value_range=None, pixels={described}"
+    )

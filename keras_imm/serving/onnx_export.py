@@ -7,19 +7,19 @@ from keras_imm import backend
 from keras_imm.files.atomic import atomic_file
 from keras_imm.flow_map import FlowMap
 from keras_imm.model import FlowMapModel
-from keras_imm.samplers import SamplingPlan
 from keras_imm.serving import child_process
-from keras_imm.serving.checks import checked_model
+from keras_imm.serving.checks import checked_model, plan_of
 from keras_imm.serving.settings import Settings
 from keras_imm.validation import check_integer
 
 _OPSET = 18
+_NUM_STEPS = 2
 
 
 def export_onnx(
     model: FlowMapModel | str | os.PathLike,
     path: str | os.PathLike,
-    num_steps: int = 2,
+    num_steps: int | None = None,
     guidance_scale: float | None = None,
     *,
     time_grid: object = None,
@@ -37,9 +37,12 @@ def export_onnx(
     Args:
         model: A `FlowMapModel`, or the path of one saved as `.keras`.
         path: The file to write; it replaces one that is there, when it is complete.
-        num_steps: Network evaluations, a positive integer.
-        guidance_scale: Weight of classifier-free guidance (Eq. 14), or None for none.
-        time_grid: As in `FlowMapModel.generate`.
+        num_steps: Steps, a positive integer. Default: those of `time_grid` if it is a
+            list of eta, else of the model's `sampling_plan`, else 2.
+        guidance_scale: Weight of classifier-free guidance (Eq. 14). Default of this and
+            of `guidance_interval`: those of the model's `sampling_plan`, else none.
+        time_grid: As in `FlowMapModel.generate`. Default of this and of `sampler`:
+            those of the model's `sampling_plan`, else the objective's.
         weights: "ema" for the optimizer's averages, or "raw".
         sampler: As in `FlowMapModel.generate`; one that takes no noise after the first,
             such as "pushforward".
@@ -64,23 +67,25 @@ def export_onnx(
     session.run(None, {"noise": noise, "label": np.array([3, 7], "int32")})
     ```
     """
-    check_integer("num_steps", num_steps, at_least=1)
-    settings = Settings(
-        SamplingPlan(
-            sampler=sampler,
-            time_grid=time_grid,
-            guidance_scale=guidance_scale,
-            guidance_interval=guidance_interval,
-            weights=weights,
-        ),
-        num_steps=(num_steps,),
-    ).checked()
     model = checked_model(model)
-    settings = settings.completed(model.objective, model.flow)
-    if settings.plan.with_steps(num_steps).noises():
+    own = model.own_plan()
+    plan = plan_of(
+        model,
+        sampler=sampler,
+        time_grid=time_grid,
+        guidance_scale=guidance_scale,
+        guidance_interval=guidance_interval,
+        weights=weights,
+    )
+    if num_steps is None:
+        num_steps = plan.num_steps or own.num_steps or _NUM_STEPS
+    check_integer("num_steps", num_steps, at_least=1)
+    settings = Settings(plan, num_steps=(num_steps,)).checked()
+    settings = settings.completed(model.objective, model.flow, own)
+    if settings.plans()[num_steps].noises():
         raise ValueError(
             "`sampler` must take no noise after the first. "
-            f"Received: sampler={sampler!r}"
+            f"Received: sampler={sampler or settings.plan.sampler!r}"
         )
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,20 +5,29 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from keras_imm import backend
 from keras_imm.files.atomic import atomic_directory, remove_unfinished
 from keras_imm.model import FlowMapModel
-from keras_imm.samplers import SamplingPlan
 from keras_imm.serving import child_process, server_files
-from keras_imm.serving.checks import check_latents, checked_model
+from keras_imm.serving.checks import (
+    check_latents,
+    checked_model,
+    plan_of,
+    value_range_of,
+)
 from keras_imm.serving.settings import Settings
 from keras_imm.validation import check_boolean, check_integer
+
+_NUM_STEPS = (1, 2, 8)
+_DECODED = (-1.0, 1.0)  # what an autoencoder makes
 
 
 def export_saved_model(
     model: FlowMapModel | str | os.PathLike,
     directory: str | os.PathLike,
-    num_steps: int | Sequence[int] = (1, 2, 8),
+    num_steps: int | Sequence[int] | None = None,
     guidance_scale: float | None = None,
     latents: Any = None,
     *,
@@ -26,7 +35,7 @@ def export_saved_model(
     sampler: Any = None,
     time_grid: Any = None,
     weights: str = "ema",
-    value_range: tuple[float, float] = (-1.0, 1.0),
+    value_range: tuple[float, float] | None = None,
     signatures: Sequence[str] | None = None,
     version: int | None = None,
     warmup: bool | None = None,
@@ -61,18 +70,23 @@ def export_saved_model(
         model: A `FlowMapModel`, or the path of one saved as `.keras`.
         directory: Folder of the served model; this export becomes its subfolder
             `<version>`. With it come `models.config` and `batching_parameters.txt`.
-        num_steps: Step counts to export, positive.
-        guidance_scale: Weight of classifier-free guidance (Eq. 14), or None for none.
+        num_steps: Step counts to export, positive. Default: 1, 2, 8 and that of the
+            model's `sampling_plan`.
+        guidance_scale: Weight of classifier-free guidance (Eq. 14). Default of this and
+            of `guidance_interval`: those of the model's `sampling_plan`, else none.
         latents: The `keras_imm.latents.StableDiffusionVAE` whose latents the model
             makes, or None for pixels.
         default_num_steps: The step count of the signatures that do not name one.
-            Default: 2 if it is exported, otherwise the first.
-        sampler: As in `FlowMapModel.generate`. Default of this and of `time_grid`: the
-            objective's.
+            Default: that of the model's `sampling_plan`, else 2 if it is exported,
+            otherwise the first.
+        sampler: As in `FlowMapModel.generate`. Default of this and of `time_grid`:
+            those of the model's `sampling_plan`, else the objective's.
         time_grid: As in `FlowMapModel.generate`. A list of eta has a number of steps of
             its own, which must then be the only one of `num_steps`.
         weights: "ema" for the optimizer's averages, or "raw".
         value_range: Values of the model's range that become the bytes 0 and 255.
+            Default: those of the model's `pixels`, else -1 and 1. Bytes are then those
+            of `to_uint8`, or differ by 1 where a value lies halfway between two.
         signatures: Names of the signatures to export. Default: all.
         version: Positive integer. Default: one more than the newest.
         warmup: Whether to write requests that TF Serving replays when it loads the
@@ -88,7 +102,8 @@ def export_saved_model(
     Raises:
         ImportError: If TensorFlow, or what `warmup=True` takes, is not installed.
         RuntimeError: If the child process fails; the message is its own.
-        ValueError: If an argument is out of its range or `version` exists.
+        ValueError: If an argument is out of its range, `version` exists, or a range
+            does not say what the model's `pixels` do and `value_range` is not given.
 
     Example:
 
@@ -99,8 +114,26 @@ def export_saved_model(
     ```
     """
     directory = pathlib.Path(directory)
+    check_boolean("native", native)
+    if native and backend.name() != "jax":
+        raise ValueError(
+            "`native=True` is for the JAX backend. Received: backend="
+            f"{backend.name()!r}"
+        )
+    if version is not None:
+        check_integer("version", version, at_least=1)
+    model = checked_model(model)
+    check_latents(latents, model)
+    own = model.own_plan()
+    if num_steps is None:
+        num_steps = sorted({*_NUM_STEPS, own.num_steps or _NUM_STEPS[0]})
+    if default_num_steps is None and own.num_steps in np.ravel(num_steps).tolist():
+        default_num_steps = own.num_steps
+    if value_range is None:
+        value_range = _DECODED if latents is not None else value_range_of(model)
     settings = Settings(
-        SamplingPlan(
+        plan_of(
+            model,
             sampler=sampler,
             time_grid=time_grid,
             guidance_scale=guidance_scale,
@@ -113,17 +146,7 @@ def export_saved_model(
         signatures=signatures,
         warmup=warmup,
     ).checked()
-    check_boolean("native", native)
-    if native and backend.name() != "jax":
-        raise ValueError(
-            "`native=True` is for the JAX backend. Received: backend="
-            f"{backend.name()!r}"
-        )
-    if version is not None:
-        check_integer("version", version, at_least=1)
-    model = checked_model(model)
-    check_latents(latents, model)
-    settings = settings.completed(model.objective, model.flow)
+    settings = settings.completed(model.objective, model.flow, own)
     directory.mkdir(parents=True, exist_ok=True)
     remove_unfinished(directory, ended=True)
     if version is not None and version in _versions(directory):

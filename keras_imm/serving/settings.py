@@ -16,6 +16,7 @@ class Settings:
 
     Attributes:
         plan: How to sample, whatever the number of steps.
+        time_grids: The grid of each of `num_steps`, or None for those of `plan`.
         num_steps: Step counts to export, each once.
         default_num_steps: The one of the signatures that do not name one.
         value_range: Values of the model's range that become the bytes 0 and 255.
@@ -29,6 +30,7 @@ class Settings:
     value_range: tuple[float, float] = (-1.0, 1.0)
     signatures: tuple[str, ...] | None = None
     warmup: bool | None = None
+    time_grids: tuple | None = None
 
     def checked(self) -> "Settings":
         """The same in plain types, with the default step count filled in.
@@ -69,20 +71,38 @@ class Settings:
             signatures=_checked_names(self.signatures),
         )
 
-    def completed(self, objective: Any, flow: FlowMap) -> "Settings":
-        """Checked settings with what a model's objective says of sampling.
+    def completed(
+        self, objective: Any, flow: FlowMap, own: SamplingPlan | None = None
+    ) -> "Settings":
+        """Checked settings with what a model and its objective say of sampling.
+
+        Args:
+            objective: The model's.
+            flow: Its flow map.
+            own: Its own plan, if it has one, which a number of steps that is not that
+                of its list of eta follows but for the list.
 
         Raises:
             ValueError: If the flow map cannot be sampled so.
         """
-        plan = self.plan.completed(objective)
-        for count in self.num_steps:
-            plan.with_steps(count).check(flow)
-        return dataclasses.replace(self, plan=plan)
+        own = own or SamplingPlan()
+        plans = [
+            own.with_arguments(**plan.arguments()).completed(objective)
+            for plan in self.plans().values()
+        ]
+        for plan in plans:
+            plan.check(flow)
+        common = dataclasses.replace(plans[0], num_steps=None, time_grid=None)
+        grids = tuple(plan.time_grid for plan in plans)
+        return dataclasses.replace(self, plan=common, time_grids=grids)
 
     def plans(self) -> dict[int, SamplingPlan]:
         """The plan of every number of steps."""
-        return {count: self.plan.with_steps(count) for count in self.num_steps}
+        grids = self.time_grids or (self.plan.time_grid,) * len(self.num_steps)
+        return {
+            count: dataclasses.replace(self.plan, num_steps=count, time_grid=grid)
+            for count, grid in zip(self.num_steps, grids, strict=True)
+        }
 
     def get_config(self) -> dict:
         """The settings as JSON can hold them."""

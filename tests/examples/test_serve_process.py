@@ -1,17 +1,24 @@
 """The server as a process: what it listens to, how it begins and ends."""
 
+import json
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 import keras
 import numpy as np
 import pytest
+from keras import ops
 from scripts import ROOT
-from server_process import Server, images
+from server_process import Server, assert_same_images, images
 from sklearn.datasets import load_digits
+
+import keras_imm
+from keras_imm.samplers import SamplingPlan
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",
@@ -76,6 +83,33 @@ def test_it_exports_serves_and_ends(tiny_model, reference, tmp_path):
     assert not any(temporary.iterdir())
     with socket.socket() as other:
         assert other.connect_ex((server.host, server.port)) != 0
+
+
+@pytest.mark.slow("starts a server")
+def test_a_model_brings_its_plan_pixels_and_class_names(tiny_model, tmp_path):
+    from keras_imm.serving.row_noise import row_normal
+
+    names = ("Bag", "Boot", "</script>")
+    pixels = keras_imm.Pixels(scale=30.0, offset=110.0)
+    model = type(tiny_model).from_config(tiny_model.get_config())
+    model.set_weights(tiny_model.get_weights())
+    model.pixels, model.class_names = pixels, names
+    model.sampling_plan = SamplingPlan(num_steps=3, guidance_scale=1.5)
+    model.save(tmp_path / "model.keras")
+    server = Server(f"--model={tmp_path / 'model.keras'}", "--num_steps=1,3")
+    seeds, labels = list(range(4)), [0, 1, 2, 3]
+    try:
+        with urllib.request.urlopen(server.url) as response:
+            page = response.read().decode()
+        path = "/v1/models/digits:predict"
+        found = server.predict(images(seeds, labels), path)[1]["outputs"]
+    finally:
+        server.stop()
+    (settings,) = re.findall(r'<script id="settings"[^>]*>(.*?)</script>', page)
+    assert json.loads(settings)["classNames"] == [*names]
+    noise = ops.convert_to_numpy(row_normal(ops.convert_to_tensor(seeds, "int64"), 16))
+    samples = model.generate(labels, noise=noise.reshape(4, 4, 4, 1), verbose=0)
+    assert_same_images(found, model.to_uint8(samples))
 
 
 @pytest.mark.parametrize("flag", ["--model=nowhere.keras", "--port={port}"])

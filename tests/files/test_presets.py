@@ -237,6 +237,36 @@ def test_a_config_that_does_not_fit_its_class_is_told_briefly(folder):
     assert len(str(error.value)) < 1000
 
 
+def test_a_model_too_large_for_the_memory_is_no_fault_of_the_config(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["config"]["size"] = 10**14  # more than addresses reach
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Exception, match=r"(?i)memory|OOM") as caught:
+        presets.load(folder, Sum)
+    assert not isinstance(caught.value, ValueError)
+
+
+class OutOfMemoryError(RuntimeError):
+    """Of the name of PyTorch's."""
+
+
+class ArrayMemoryError(MemoryError):
+    """NumPy's is a subclass too."""
+
+
+@pytest.mark.parametrize("kind", [MemoryError, ArrayMemoryError, OutOfMemoryError])
+def test_errors_of_memory_are_raised_as_they_are(folder, monkeypatch, kind):
+    error = kind("too little")
+
+    def fail(config):
+        raise error
+
+    monkeypatch.setattr(Sum, "from_config", fail)
+    with pytest.raises(kind) as caught:
+        presets.load(folder, Sum)
+    assert caught.value is error
+
+
 def test_weights_of_another_config_are_refused(folder):
     config = json.loads((folder / "config.json").read_text())
     config["config"]["size"] = 4

@@ -337,4 +337,16 @@ def test_a_list_of_eta_brings_its_steps():
     assert etas.with_arguments(time_grid="uniform").num_steps == 3
     assert etas.with_arguments(time_grid=[1.4]).num_steps == 2
     with pytest.raises(ValueError, match="`time_grid` as a list of 2 makes 3 steps"):
-        etas.with_arguments(num_steps=4)
+        etas.with_arguments(num_steps=4, time_grid=[2.0, 1.4])
+
+
+def test_another_number_of_steps_drops_a_list_of_eta():
+    etas = SamplingPlan(time_grid=[2.0, 1.4], sampler="restart", guidance_scale=1.5)
+    assert etas.with_arguments(num_steps=np.int64(3)) == etas
+    changed = etas.with_arguments(num_steps=4)
+    assert changed == SamplingPlan(4, etas.sampler, guidance_scale=1.5)
+    assert changed.completed(Defaults).time_grid == "edm"
+    assert etas.with_arguments(num_steps=4, time_grid="uniform").num_steps == 4
+    for wrong in (0, 3.0, [3, 4]):
+        with pytest.raises(ValueError, match="`num_steps` must be an integer"):
+            etas.with_arguments(num_steps=wrong)

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from served_models import GUIDANCE, on_tensorflow, rows
+from served_models import GUIDANCE, on_tensorflow, rows, trained_model
 
+from keras_imm.samplers import SamplingPlan
 from keras_imm.serving import export_onnx
 
 
@@ -47,6 +48,30 @@ def test_samplers_and_intervals(model, tmp_path, options):
         (found,) = session.run(None, feed)
         expected = model.generate(label, noise=noise, verbose=0, **options)
         np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+@on_tensorflow
+@pytest.mark.slow("three exports")
+def test_none_is_the_models_own(tmp_path):
+    import onnxruntime
+
+    model = trained_model()
+    noise, label = rows(3)
+    feed = {"noise": noise, "label": label}
+    for plan, arguments in (
+        ({"num_steps": 3, "time_grid": "edm", "guidance_scale": 3.0}, {}),
+        ({"time_grid": [1.4], "guidance_scale": 3.0}, {"num_steps": 4}),
+        ({"num_steps": 1, "guidance_scale": 3.0}, {"time_grid": [2.0, 1.4]}),
+    ):
+        model.sampling_plan = SamplingPlan(**plan)
+        path = export_onnx(model, tmp_path / "model.onnx", **arguments)
+        session = onnxruntime.InferenceSession(path)
+        (found,) = session.run(None, feed | {"guidance_scale": np.full(3, 3.0, "f4")})
+        expected = model.generate(label, noise=noise, verbose=0, **arguments)
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+    model.sampling_plan = SamplingPlan(sampler="restart")
+    with pytest.raises(ValueError, match=r"`sampler` must take no noise.*Restart"):
+        export_onnx(model, tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize(

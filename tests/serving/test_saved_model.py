@@ -159,7 +159,6 @@ def test_a_saved_file_is_exported_like_the_model(model, served, tmp_path):
         ({"native": 1}, "`native` must"),
         ({"warmup": 0}, "`warmup` must"),
         ({"time_grid": 3}, "`time_grid` must"),
-        ({"value_range": None}, "`value_range` must"),
         ({"latents": "vae"}, "`latents` must"),
     ],
 )

@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 from gaussian_flow import gaussian_model
+from small_dit import small_dit
 
+import keras_imm
 from keras_imm.objectives import FlowMatching
 from keras_imm.samplers import Euler, SamplingPlan
 from keras_imm.serving.settings import Settings
@@ -55,9 +57,22 @@ def test_none_is_the_objectives_own():
     model = gaussian_model()
     completed = settings(num_steps=(1, 4)).completed(model.objective, model.flow)
     assert isinstance(completed.plan.sampler, Euler)
-    assert completed.plan.time_grid == FlowMatching.time_grid
     plans = completed.plans()
+    assert {plan.time_grid for plan in plans.values()} == {FlowMatching.time_grid}
     assert {steps: plan.num_steps for steps, plan in plans.items()} == {1: 1, 4: 4}
+
+
+def test_a_models_list_of_eta_is_for_its_steps_alone():
+    model = keras_imm.IMM(small_dit())
+    own = SamplingPlan(time_grid=[2.0, 1.4])
+    ours = settings(num_steps=(2, 3)).completed(model.objective, model.flow, own)
+    theirs = Settings.from_config(json.loads(json.dumps(ours.get_config())))
+    for one in (ours, theirs):
+        grids = {steps: plan.time_grid for steps, plan in one.plans().items()}
+        assert grids == {2: model.objective.time_grid, 3: (2.0, 1.4)}
+    given = settings({"time_grid": "edm"}, num_steps=3)
+    (plan,) = given.completed(model.objective, model.flow, own).plans().values()
+    assert plan.time_grid == "edm"
 
 
 def test_the_flow_map_must_suit():

@@ -20,6 +20,7 @@ from served_models import (
 )
 
 import keras_imm
+from keras_imm.samplers import SamplingPlan
 from keras_imm.serving import export_onnx, export_saved_model
 
 
@@ -280,6 +281,76 @@ def test_value_range_decides_what_is_black_and_white(model, served):
     # White exactly where the wide range says that the value is above 0: 3/8 of 255.
     sure = np.abs(wide.numpy().astype(int) - 96) > 1
     np.testing.assert_array_equal(binary[sure] == 255, wide.numpy()[sure] > 96)
+
+
+@pytest.fixture
+def planned(model):
+    """The model with a plan and pixels of its own."""
+    model.sampling_plan = SamplingPlan(
+        time_grid=[2.0, 1.4], guidance_scale=2.0, guidance_interval=(0.3, 0.97)
+    )
+    model.pixels = keras_imm.Pixels(scale=30.0, offset=110.0)
+    yield model
+    model.sampling_plan = model.pixels = None
+
+
+@pytest.mark.slow("an export of its own")
+def test_none_is_the_models_own(planned, served):
+    """Its plan, but for the list of eta where the steps are others; its pixels."""
+    import tensorflow as tf
+
+    from keras_imm.serving.row_noise import row_normal
+
+    signatures = served(planned, num_steps=None)
+    steps = {name for name in signatures if name.startswith("generate_")}
+    assert steps == {
+        "generate_from_noise",
+        *(f"generate_{n}_steps" for n in (1, 2, 3, 8)),
+    }
+    noise, label = rows(7)
+    inputs = {
+        "label": tf.constant(label),
+        "guidance_scale": tf.fill([7], 2.0),
+    }
+    found = signatures["generate_from_noise"](noise=tf.constant(noise), **inputs)
+    expected = planned.generate(label, noise=noise, verbose=0)
+    np.testing.assert_allclose(found["image"], expected, atol=1e-3)
+
+    seeds = tf.range(7, dtype=tf.int64)
+    noise = tf.reshape(row_normal(seeds, 16), (7, 4, 4, 1)).numpy()
+    default = signatures["serving_default"](seed=seeds, label=tf.constant(label))
+    two = signatures["generate_2_steps"](seed=seeds, **inputs)
+    for answer, given in ((default, {}), (two, {"num_steps": 2})):
+        samples = planned.generate(label, noise=noise, verbose=0, **given)
+        expected = planned.to_uint8(samples).astype(int)
+        difference = np.abs(answer["image"].numpy().astype(int) - expected)
+        assert difference.max() <= 1 and np.mean(difference) < 0.02
+        assert expected.std() > 20
+
+
+@on_tensorflow
+@pytest.mark.slow("an export of its own")
+def test_arguments_take_the_places_of_the_models_own(planned, served):
+    import tensorflow as tf
+
+    options = {"time_grid": "edm", "guidance_scale": 1.0, "num_steps": 2}
+    options["guidance_interval"] = (0.0, 1.0)
+    signatures = served(
+        planned,
+        signatures=["generate_from_noise", "serving_default"],
+        value_range=(0.0, 1e-6),
+        **options,
+    )
+    noise, label = rows(3)
+    found = signatures["generate_from_noise"](
+        noise=tf.constant(noise), label=tf.constant(label), guidance_scale=tf.ones(3)
+    )
+    expected = planned.generate(label, noise=noise, verbose=0, **options)
+    np.testing.assert_allclose(found["image"], expected, atol=1e-3)
+    bytes_ = signatures["serving_default"](
+        seed=tf.constant([1, 2], tf.int64), label=tf.constant([0, 1])
+    )["image"].numpy()
+    assert np.mean((bytes_ == 0) | (bytes_ == 255)) > 0.9
 
 
 @on_tensorflow
