@@ -12,6 +12,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import dataclasses
 import json
 import pathlib
 
@@ -80,7 +81,8 @@ def main(_):
     metrics = json.loads((run / "metrics.json").read_text())
     measure = metrics.get("measure", "digits_v1")
     model = keras.saving.load_model(run / "model.keras")
-    model.sampling_plan = SamplingPlan(num_steps=FLAGS.num_steps)
+    plan = model.sampling_plan or SamplingPlan()
+    model.sampling_plan = dataclasses.replace(plan, num_steps=FLAGS.num_steps)
     seconds = metrics["seconds"]
     about = {
         **DATA[measure],
