@@ -221,6 +221,8 @@ EXCEPTIONS = {
     "_fused_adam_": "PyTorch's kernel of Adam",
     "_version": "PyTorch's count of how often a tensor was changed in place",
     "_unsafe_view": "name of an ATen operation in a traced graph",
+    "_scaled_dot_product_cudnn_attention": "as _unsafe_view",
+    "_scaled_dot_product_flash_attention": "as _unsafe_view",
     "_scaled_dot_product_flash_attention_for_cpu": "as _unsafe_view",
     "_scaled_dot_product_flash_attention_for_cpu_backward": "as _unsafe_view",
 }

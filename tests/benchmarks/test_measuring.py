@@ -146,6 +146,8 @@ CLOCKS = {
     "hostile_checkpoints.py": "files are refused before anything is computed",
     "kill_and_resume.py": "processes, and how long to wait for them",
     "measuring.py": "the clock of the others",
+    "recipe_search.py": "processes, and when to start no more of them",
+    "train_fashion_classifier.py": "training, after which accuracies are read",
 }
 # Files that read one after `measuring.wait` or `measuring.finish`.
 AFTER_WAITING = {
