@@ -16,6 +16,7 @@ import pathlib
 import time
 
 import digits_data
+import imm_flags
 import keras
 import numpy as np
 import sklearn
@@ -25,35 +26,13 @@ from absl import app, flags
 import keras_imm
 
 FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(imm_flags)
 flags.DEFINE_integer("steps", 4000, "Training steps.", lower_bound=1)
 flags.DEFINE_integer("steps_per_epoch", 200, "Steps per epoch.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 128, "Batch size.", lower_bound=1)
-flags.DEFINE_integer("group_size", 4, "Particles per group, M.", lower_bound=1)
 flags.DEFINE_float("learning_rate", 2e-3, "Adam's learning rate, at its highest.")
 flags.DEFINE_integer("warmup_steps", 200, "Steps of linear warm-up.", lower_bound=0)
 flags.DEFINE_float("ema_momentum", 0.995, "Momentum of the averaged weights.")
-flags.DEFINE_float("label_dropout", 0.1, "How often a label becomes the null label.")
-flags.DEFINE_bool(
-    "drop_target_labels", True, "Whether a label is dropped in the target's pass too."
-)
-flags.DEFINE_float("time_scale", 1000.0, "Factor of the times that the network sees.")
-flags.DEFINE_enum(
-    "second_time", "s", ["s", "stride"], "Second time that the network sees."
-)
-flags.DEFINE_enum(
-    "times", "uniform", ["uniform", "logit_normal"], "Distribution of (s, t)."
-)
-flags.DEFINE_float("times_mean", -0.4, "Mean of the logit of logit-normal times.")
-flags.DEFINE_float("times_std", 1.0, "Standard deviation of that logit.")
-flags.DEFINE_float(
-    "flow_matching_share", 0.0, "Share of the groups that learn the flow's velocity."
-)
-flags.DEFINE_integer(
-    "k", 12, "Gap of the mapping r(s, t): (eta(T) - eta(0)) / 2^k.", lower_bound=1
-)
-flags.DEFINE_float("min_gap", 0.005, "Smallest gap t - r of that mapping.")
-flags.DEFINE_integer("a", 1, "Exponent a of the weighting w(s, t).", lower_bound=1)
-flags.DEFINE_float("b", 4.0, "Bias b of the weighting w(s, t).")
 flags.DEFINE_integer(
     "seed", 0, "Of the weights, the batches, the noise and times.", lower_bound=0
 )
@@ -110,31 +89,16 @@ def build_optimizer(learning_rate):
     return training_report.averaging_adam(learning_rate, FLAGS.ema_momentum)
 
 
-def times():
-    if FLAGS.times == "uniform":
-        return "uniform"
-    return keras_imm.time_distributions.LogitNormal(FLAGS.times_mean, FLAGS.times_std)
-
-
 def build_model():
     model = keras_imm.IMM(
         build_backbone(),
         schedule="flow_matching",
         parameterization="euler_fm",
-        time_mapping=keras_imm.time_mappings.EtaDecrement(
-            k=FLAGS.k, min_gap=FLAGS.min_gap
-        ),
-        kernel="laplace",
-        weighting=keras_imm.weightings.ELBO(a=FLAGS.a, b=FLAGS.b),
         second_time=FLAGS.second_time,
         time_scale=FLAGS.time_scale,
-        group_size=FLAGS.group_size,
         sigma_data=digits_data.SIGMA_DATA,
-        label_dropout=FLAGS.label_dropout,
-        drop_target_labels=FLAGS.drop_target_labels,
         seed=FLAGS.seed,
-        times=times(),
-        flow_matching_share=FLAGS.flow_matching_share,
+        **imm_flags.objective_arguments(),
     )
     model.compile(optimizer=build_optimizer(learning_rate()))
     return model
@@ -150,15 +114,8 @@ def step_counts():
 
 def measure(generate, quality):
     """One row of the table per number of steps; `generate(labels, num_steps)`."""
-
-    def score(samples, labels):
-        return {
-            "frechet": float(quality.frechet(samples, labels)),
-            "agreement": float(quality.agreement(samples, labels)),
-        }
-
     return training_report.measure(
-        generate, uniform_labels(FLAGS.num_samples), step_counts(), score
+        generate, uniform_labels(FLAGS.num_samples), step_counts(), quality.measure
     )
 
 

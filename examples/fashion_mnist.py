@@ -19,6 +19,7 @@ import json
 import pathlib
 import time
 
+import imm_flags
 import keras
 import numpy as np
 import training_report
@@ -63,6 +64,7 @@ EFFORTS = {
 BY_EFFORT = "Default: --effort's."
 
 FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(imm_flags)
 flags.DEFINE_string(
     "data_dir",
     None,
@@ -73,7 +75,7 @@ flags.DEFINE_enum(
     "effort",
     "cpu",
     list(EFFORTS),
-    "Sets the flags that are not given: at most 40 minutes on 2 cores, or at most 8 on "
+    "Sets the flags that are not given: meant for 40 minutes on 2 cores, or for 8 on "
     "an H100, with measurements.",
 )
 flags.DEFINE_float(
@@ -90,7 +92,6 @@ flags.DEFINE_integer(
     "steps_per_epoch", 200, "Steps between checkpoints.", lower_bound=1
 )
 flags.DEFINE_integer("batch_size", None, f"Batch size. {BY_EFFORT}", lower_bound=1)
-flags.DEFINE_integer("group_size", 4, "Particles per group, M.", lower_bound=1)
 flags.DEFINE_float(
     "learning_rate", None, f"Adam's learning rate, at its highest. {BY_EFFORT}"
 )
@@ -100,28 +101,6 @@ flags.DEFINE_integer(
 flags.DEFINE_float(
     "ema_momentum", None, f"Momentum of the averaged weights. {BY_EFFORT}"
 )
-flags.DEFINE_float("label_dropout", 0.1, "How often a label becomes the null label.")
-flags.DEFINE_bool(
-    "drop_target_labels", True, "Whether a label is dropped in the target's pass too."
-)
-flags.DEFINE_float("time_scale", 1000.0, "Factor of the times that the network sees.")
-flags.DEFINE_enum(
-    "second_time", "s", ["s", "stride"], "Second time input: s, or stride for t - s."
-)
-flags.DEFINE_enum(
-    "times", "uniform", ["uniform", "logit_normal"], "Distribution of the times."
-)
-flags.DEFINE_float("times_mean", -0.4, "Mean of the logit of logit-normal times.")
-flags.DEFINE_float("times_std", 1.0, "Standard deviation of that logit.")
-flags.DEFINE_float(
-    "flow_matching_share", 0.0, "Share of the groups that learn the flow's velocity."
-)
-flags.DEFINE_integer(
-    "k", 12, "Gap of the mapping r(s, t): (eta(T) - eta(0)) / 2^k.", lower_bound=1
-)
-flags.DEFINE_float("min_gap", 0.005, "Smallest gap t - r of that mapping.")
-flags.DEFINE_integer("a", 1, "Exponent a of the weighting w(s, t).", lower_bound=1)
-flags.DEFINE_float("b", 4.0, "Bias b of the weighting w(s, t).")
 flags.DEFINE_enum("method", "imm", ["imm", "flow_matching"], "What is trained.")
 flags.DEFINE_enum("network", "dit", ["dit", "unet"], "The backbone.")
 flags.DEFINE_integer("patch_size", None, f"Of DiT. {BY_EFFORT}", lower_bound=1)
@@ -214,29 +193,12 @@ def build_backbone():
     )
 
 
-def build_times():
-    if FLAGS.times == "uniform":
-        return "uniform"
-    return keras_imm.time_distributions.LogitNormal(FLAGS.times_mean, FLAGS.times_std)
-
-
 def build_objective():
     if FLAGS.method == "flow_matching":
         return keras_imm.objectives.FlowMatching(
-            label_dropout=FLAGS.label_dropout, times=build_times()
+            label_dropout=FLAGS.label_dropout, times=imm_flags.times()
         )
-    return keras_imm.objectives.MomentMatching(
-        time_mapping=keras_imm.time_mappings.EtaDecrement(
-            k=FLAGS.k, min_gap=FLAGS.min_gap
-        ),
-        kernel="laplace",
-        weighting=keras_imm.weightings.ELBO(a=FLAGS.a, b=FLAGS.b),
-        group_size=FLAGS.group_size,
-        label_dropout=FLAGS.label_dropout,
-        drop_target_labels=FLAGS.drop_target_labels,
-        times=build_times(),
-        flow_matching_share=FLAGS.flow_matching_share,
-    )
+    return keras_imm.objectives.MomentMatching(**imm_flags.objective_arguments())
 
 
 def build_model(steps):

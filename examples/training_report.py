@@ -142,10 +142,10 @@ def environment(**versions):
 
 
 def flags_of(flag_values, module):
-    """The values of the flags that a module defines."""
+    """The values of the flags that a module defines or adopts."""
     return {
         flag.name: flag.value
-        for flag in flag_values.get_flags_for_module(sys.modules[module])
+        for flag in flag_values.get_key_flags_for_module(sys.modules[module])
     }
 
 

@@ -994,8 +994,7 @@ class FlowMapModel(backend.TrainableModel):
                 the model's own.
             dtype: Type of the weights on the disk, "float16" or "float32".
                 `from_preset` makes variables of the model's own type of them. Float16
-                moved samples of a DiT trained on digits, of standard deviation 0.5,
-                by 0.0004 (root mean square) and at most 0.009.
+                keeps 11 significant bits of a weight.
             description: What metadata.json says of the training, under "training":
                 data, licence, command, seed, measured quality, or anything else that
                 JSON can hold.

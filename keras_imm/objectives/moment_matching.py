@@ -306,13 +306,4 @@ def _fraction(share: float) -> fractions.Fraction:
     return fractions.Fraction(float(share)).limit_denominator(_MAX_PERIOD)
 
 
-def sample_times(
-    shape: tuple,
-    min_time: float,
-    max_time: float,
-    seed: keras.random.SeedGenerator,
-    dtype: str = "float32",
-) -> tuple[Any, Any]:
-    """`keras_imm.time_distributions.Uniform().sample_pairs`, by its name of 0.1.0."""
-    uniform = time_distributions.Uniform()
-    return uniform.sample_pairs(shape, min_time, max_time, seed, dtype)
+sample_times = time_distributions.Uniform().sample_pairs  # its name in 0.1.0

@@ -1,0 +1,52 @@
+"""Flags of moment matching that the examples on pictures share, and what they make."""
+
+from absl import flags
+
+import keras_imm
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("group_size", 4, "Particles per group, M.", lower_bound=1)
+flags.DEFINE_float("label_dropout", 0.1, "How often a label becomes the null label.")
+flags.DEFINE_bool(
+    "drop_target_labels", True, "Whether a label is dropped in the target's pass too."
+)
+flags.DEFINE_float("time_scale", 1000.0, "Factor of the times that the network sees.")
+flags.DEFINE_enum(
+    "second_time", "s", ["s", "stride"], "Second time input: s, or stride for t - s."
+)
+flags.DEFINE_enum(
+    "times", "uniform", ["uniform", "logit_normal"], "Distribution of (s, t)."
+)
+flags.DEFINE_float("times_mean", -0.4, "Mean of the logit of logit-normal times.")
+flags.DEFINE_float("times_std", 1.0, "Standard deviation of that logit.")
+flags.DEFINE_float(
+    "flow_matching_share", 0.0, "Share of the groups that learn the flow's velocity."
+)
+flags.DEFINE_integer(
+    "k", 12, "Gap of the mapping r(s, t): (eta(T) - eta(0)) / 2^k.", lower_bound=1
+)
+flags.DEFINE_float("min_gap", 0.005, "Smallest gap t - r of that mapping.")
+flags.DEFINE_integer("a", 1, "Exponent a of the weighting w(s, t).", lower_bound=1)
+flags.DEFINE_float("b", 4.0, "Bias b of the weighting w(s, t).")
+
+
+def times():
+    if FLAGS.times == "uniform":
+        return "uniform"
+    return keras_imm.time_distributions.LogitNormal(FLAGS.times_mean, FLAGS.times_std)
+
+
+def objective_arguments():
+    """Arguments of `keras_imm.objectives.MomentMatching`, which `IMM` takes too."""
+    return {
+        "time_mapping": keras_imm.time_mappings.EtaDecrement(
+            k=FLAGS.k, min_gap=FLAGS.min_gap
+        ),
+        "kernel": "laplace",
+        "weighting": keras_imm.weightings.ELBO(a=FLAGS.a, b=FLAGS.b),
+        "group_size": FLAGS.group_size,
+        "label_dropout": FLAGS.label_dropout,
+        "drop_target_labels": FLAGS.drop_target_labels,
+        "times": times(),
+        "flow_matching_share": FLAGS.flow_matching_share,
+    }
