@@ -169,7 +169,7 @@ model = keras.saving.load_model({str(tmp_path / "model.keras")!r})
 images = evaluation.Images(model, pixels_to_uint8)
 rows = evaluation.for_any_batch(lambda x: {{"x": x[:, :1] * len(x)}})(np.ones((3, 2)))
 assert np.array_equal(rows["x"], 4 * np.ones((3, 1))), rows
-assert [keras_imm.metrics.inception._shared(n) for n in (3, 4, 5)] == [4, 4, 8]
+assert [keras_imm.metrics.feature_network._shared(n) for n in (3, 4, 5)] == [4, 4, 8]
 setting = evaluation.Setting(2, 2.0)
 plan = images.plan(setting).completed(model.objective)
 x = np.zeros((8, 8, 8, 3), "float32")
