@@ -86,18 +86,17 @@ def learning_rate():
 
 
 def build_optimizer(learning_rate):
-    return training_report.averaging_adam(learning_rate, FLAGS.ema_momentum)
+    return training_report.averaging(
+        keras.optimizers.Adam, learning_rate, FLAGS.ema_momentum
+    )
 
 
 def build_model():
     model = keras_imm.IMM(
         build_backbone(),
-        schedule="flow_matching",
-        parameterization="euler_fm",
-        second_time=FLAGS.second_time,
-        time_scale=FLAGS.time_scale,
         sigma_data=digits_data.SIGMA_DATA,
         seed=FLAGS.seed,
+        **imm_flags.flow_map_arguments(),
         **imm_flags.objective_arguments(),
     )
     model.compile(optimizer=build_optimizer(learning_rate()))

@@ -14,6 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # PyTorch alone counts physical cores; give each framework what the machine has.
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
+import functools
 import gc
 import json
 import pathlib
@@ -27,6 +28,7 @@ from absl import app, flags
 from array_batches import Batches, ResumableBatches
 
 import keras_imm
+from keras_imm import augmentation
 from keras_imm.datasets import FASHION_MNIST_CLASSES, fashion_mnist
 from keras_imm.files import atomic
 
@@ -111,6 +113,12 @@ flags.DEFINE_integer("model_channels", None, f"Of UNet. {BY_EFFORT}", lower_boun
 flags.DEFINE_integer("num_blocks", None, f"Of UNet. {BY_EFFORT}", lower_bound=1)
 flags.DEFINE_list("channel_mult", "1,2,2", "Of UNet.")
 flags.DEFINE_list("attention_resolutions", "7", "Of UNet.")
+flags.DEFINE_float("dropout", 0.0, "Dropout rate in the backbone.")
+flags.DEFINE_bool("augmentation", False, "Augment the images as EDM does, with labels.")
+flags.DEFINE_integer(
+    "padding", 0, "Black pixels around the images: 2 makes them 32x32.", lower_bound=0
+)
+flags.DEFINE_enum("optimizer", "adam", ["adam", "radam"], "The optimizer.")
 flags.DEFINE_float("guidance", None, "Guidance scale in sampling. Default: none.")
 flags.DEFINE_string("dtype", None, f"Dtype policy. {BY_EFFORT}")
 flags.DEFINE_integer(
@@ -130,6 +138,7 @@ flags.DEFINE_string(
 # Flags that are not compared with those of the run in --out.
 PLACES = ("data_dir", "effort", "out")
 IMAGE_SHAPE = (28, 28, 1)
+OPTIMIZERS = {"adam": keras.optimizers.Adam, "radam": keras_imm.optimizers.RAdam}
 SIGMA_DATA = 0.5
 NUM_CLASSES = len(FASHION_MNIST_CLASSES)
 SAMPLING_BATCH = 500
@@ -153,6 +162,10 @@ def choose_flags():
         FLAGS["steps_per_epoch"].value = min(FLAGS.steps_per_epoch, FLAGS.steps)
         if FLAGS.steps % FLAGS.steps_per_epoch:
             raise app.UsageError("--steps must be a multiple of --steps_per_epoch.")
+    if FLAGS.augmentation and FLAGS.network != "unet":
+        raise app.UsageError(
+            "--augmentation is of --network=unet, which takes its labels."
+        )
     if FLAGS.batch_size % FLAGS.group_size:
         raise app.UsageError("--batch_size must be a multiple of --group_size.")
     for name in ("sampling_steps", "channel_mult", "attention_resolutions"):
@@ -173,24 +186,33 @@ def integers(name):
 
 
 def build_backbone():
+    arguments = {
+        "image_shape": image_shape(),
+        "num_classes": NUM_CLASSES,
+        "dropout": FLAGS.dropout,
+        "seed": FLAGS.seed,
+    }
     if FLAGS.network == "dit":
         return keras_imm.backbones.DiT(
-            image_shape=IMAGE_SHAPE,
             patch_size=FLAGS.patch_size,
             hidden_size=FLAGS.hidden_size,
             depth=FLAGS.depth,
             num_heads=FLAGS.num_heads,
-            num_classes=NUM_CLASSES,
+            **arguments,
         )
     return keras_imm.backbones.UNet(
-        image_shape=IMAGE_SHAPE,
         model_channels=FLAGS.model_channels,
         channel_mult=integers("channel_mult"),
         num_blocks=FLAGS.num_blocks,
         attention_resolutions=integers("attention_resolutions"),
-        num_classes=NUM_CLASSES,
-        seed=FLAGS.seed,
+        augmentation_dim=augmentation.NUM_LABELS if FLAGS.augmentation else 0,
+        **arguments,
     )
+
+
+def image_shape():
+    height, width, channels = IMAGE_SHAPE
+    return height + 2 * FLAGS.padding, width + 2 * FLAGS.padding, channels
 
 
 def build_objective():
@@ -207,25 +229,30 @@ def build_model(steps):
     model = keras_imm.FlowMapModel(
         build_backbone(),
         build_objective(),
-        schedule="flow_matching",
-        parameterization="euler_fm",
-        second_time=FLAGS.second_time,
-        time_scale=FLAGS.time_scale,
         sigma_data=SIGMA_DATA,
         seed=FLAGS.seed,
+        augmentation=augmentation.EDMAugmentation(seed=FLAGS.seed)
+        if FLAGS.augmentation
+        else None,
+        **imm_flags.flow_map_arguments(),
     )
     rate = training_report.cosine_rate(FLAGS.learning_rate, steps, FLAGS.warmup_steps)
-    model.compile(optimizer=training_report.averaging_adam(rate, FLAGS.ema_momentum))
+    optimizer = OPTIMIZERS[FLAGS.optimizer]
+    model.compile(
+        optimizer=training_report.averaging(optimizer, rate, FLAGS.ema_momentum)
+    )
     return model
 
 
 def load_images():
     """The training images and labels, and what makes bytes of images again.
 
-    Their pixels have mean 0 and standard deviation 0.5.
+    Their pixels have mean 0 and standard deviation 0.5, before --padding.
     """
     images, labels = fashion_mnist("train", FLAGS.data_dir)
     mean, scale = float(images.mean()), float(images.std()) / SIGMA_DATA
+    border = FLAGS.padding
+    images = np.pad(images, ((0, 0), (border, border), (border, border)))
     images = (images[..., None] - np.float32(mean)) / np.float32(scale)
     return (images, labels), keras_imm.Pixels(scale=scale, offset=mean)
 
@@ -299,7 +326,7 @@ def train(model, data, quality, steps, out):
     batches = ResumableBatches(data, FLAGS.batch_size, steps_per_epoch, FLAGS.seed)
     progress = keras_imm.callbacks.SampleMetrics(
         {
-            name: lambda samples, labels, of=of: of(model.to_uint8(samples), labels)
+            name: lambda samples, labels, of=of: of(pictures(model, samples), labels)
             for name, of in (
                 ("frechet", quality.frechet),
                 ("agreement", quality.agreement),
@@ -320,6 +347,13 @@ def train(model, data, quality, steps, out):
         callbacks=[training_report.StepTimer(), progress, checkpoint],
     )
     return checkpoint.logs
+
+
+def pictures(model, samples):
+    """Bytes of samples, without --padding."""
+    height, width, _ = IMAGE_SHAPE
+    border = FLAGS.padding
+    return model.to_uint8(samples)[:, border:, border:][:, :height, :width]
 
 
 def measure(generate, quality, to_uint8):
@@ -387,13 +421,14 @@ def main(_):
     logs = train(model, data, quality, run["steps"], out)
 
     generate = training_report.Generator(
-        model, IMAGE_SHAPE, FLAGS.seed, SAMPLING_BATCH, FLAGS.guidance
+        model, image_shape(), FLAGS.seed, SAMPLING_BATCH, FLAGS.guidance
     )
-    draw_samples(out / "samples.png", data, generate, model.to_uint8)
+    to_uint8 = functools.partial(pictures, model)
+    draw_samples(out / "samples.png", data, generate, to_uint8)
     draw_training(out / "training.png", logs)
     model.save(out / "model.keras")
     print(f"measuring {FLAGS.num_samples} samples of {FLAGS.sampling_steps} steps")
-    rows = measure(generate, quality, model.to_uint8)
+    rows = measure(generate, quality, to_uint8)
     print_table(rows)
     training_report.write_json(
         out / "metrics.json",

@@ -26,6 +26,18 @@ flags.DEFINE_integer(
     "k", 12, "Gap of the mapping r(s, t): (eta(T) - eta(0)) / 2^k.", lower_bound=1
 )
 flags.DEFINE_float("min_gap", 0.005, "Smallest gap t - r of that mapping.")
+flags.DEFINE_enum(
+    "schedule", "flow_matching", ["flow_matching", "cosine"], "alpha_t and sigma_t."
+)
+flags.DEFINE_enum(
+    "parameterization",
+    "euler_fm",
+    ["euler_fm", "simple_edm", "identity"],
+    "c_skip, c_out and c_in of the flow map.",
+)
+flags.DEFINE_float("min_time", None, "Start of the time range. Default: the method's.")
+flags.DEFINE_float("max_time", None, "End of the time range. Default: the method's.")
+flags.DEFINE_enum("kernel", "laplace", ["laplace", "rbf", "energy"], "The kernel.")
 flags.DEFINE_integer("a", 1, "Exponent a of the weighting w(s, t).", lower_bound=1)
 flags.DEFINE_float("b", 4.0, "Bias b of the weighting w(s, t).")
 
@@ -36,13 +48,20 @@ def times():
     return keras_imm.time_distributions.LogitNormal(FLAGS.times_mean, FLAGS.times_std)
 
 
+def flow_map_arguments():
+    """Arguments of `keras_imm.FlowMapModel` that make its flow map."""
+    names = ("schedule", "parameterization", "second_time", "time_scale")
+    values = {name: FLAGS[name].value for name in (*names, "min_time", "max_time")}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def objective_arguments():
     """Arguments of `keras_imm.objectives.MomentMatching`, which `IMM` takes too."""
     return {
         "time_mapping": keras_imm.time_mappings.EtaDecrement(
             k=FLAGS.k, min_gap=FLAGS.min_gap
         ),
-        "kernel": "laplace",
+        "kernel": FLAGS.kernel,
         "weighting": keras_imm.weightings.ELBO(a=FLAGS.a, b=FLAGS.b),
         "group_size": FLAGS.group_size,
         "label_dropout": FLAGS.label_dropout,

@@ -25,8 +25,9 @@ def cosine_rate(highest, steps, warmup_steps):
     )
 
 
-def averaging_adam(learning_rate, ema_momentum):
-    return keras.optimizers.Adam(
+def averaging(optimizer, learning_rate, ema_momentum):
+    """An optimizer of a class of Adam's kind, which averages the weights."""
+    return optimizer(
         learning_rate, epsilon=1e-8, use_ema=True, ema_momentum=ema_momentum
     )
 

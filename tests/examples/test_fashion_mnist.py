@@ -127,6 +127,12 @@ def test_a_finished_run_is_measured_again_and_other_flags_are_refused(
         ["--network=unet", "--model_channels=8", "--channel_mult=1,1"],
         ["--method=flow_matching", "--guidance=1.5"],
         ["--dtype=mixed_bfloat16", "--second_time=stride", "--time_scale=1"],
+        [
+            *("--network=unet", "--model_channels=8", "--channel_mult=1,1", "--b=5"),
+            *("--parameterization=simple_edm", "--optimizer=radam", "--k=15"),
+            *("--augmentation", "--dropout=0.2", "--padding=2", "--min_time=0.006"),
+        ],
+        ["--schedule=cosine", "--parameterization=simple_edm", "--kernel=rbf"],
     ],
 )
 def test_other_networks_methods_and_dtypes(data_dir, tmp_path, flags):
@@ -223,6 +229,7 @@ print(example.steps_in(30, 0.2, 200), example.steps_in(30, 0.2001, 200),
         (["--steps=5", "--minutes=1"], "Give --steps or --minutes, not both"),
         (["--batch_size=30"], "--batch_size must be a multiple of --group_size"),
         (["--sampling_steps=1,a"], "--sampling_steps must be positive integers"),
+        (["--augmentation"], "--augmentation is of --network=unet"),
         (["--channel_mult=0"], "--channel_mult must be positive integers"),
         (["--effort=tpu"], "should be one of <cpu|gpu>"),
         (["--data_dir=nowhere"], "`data_dir` must hold Fashion-MNIST's IDX files"),
