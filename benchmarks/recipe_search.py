@@ -39,34 +39,46 @@ UNSCALED = {"time_scale": 1, "second_time": "stride"}
 LOGIT_NORMAL = {**UNSCALED, "times": "logit_normal"}
 QUARTER = {**LOGIT_NORMAL, "flow_matching_share": 0.25}
 # Fashion-MNIST: about 300 s of one core each, by the cost of a step under TensorFlow.
-SMALL = {"batch_size": 32, "hidden_size": 128, "depth": 4, "learning_rate": 2e-3}
-ALIKE = {**QUARTER, **SMALL, "steps": 2000}
+SMALL = {"batch_size": 32, "learning_rate": 2e-3}
+PATCH_4 = {**QUARTER, **SMALL, "hidden_size": 128, "depth": 4, "steps": 2000}
+PATCH_7 = {**SMALL, "patch_size": 7, "hidden_size": 192, "depth": 3, "steps": 3000}
+ALIKE = {**QUARTER, **PATCH_7}
 SETTINGS = {
     "fashion_mnist": {
-        "base": ALIKE,
-        "published": {**SMALL, "steps": 2000},
-        "DiT 96 x 3": {**ALIKE, "hidden_size": 96, "depth": 3, "steps": 3800},
-        "patch 7, DiT 192 x 4": {
+        "patch 4, DiT 128 x 4": PATCH_4,
+        "patch 7, DiT 192 x 4": {**ALIKE, "depth": 4, "steps": 2800},
+        "U-Net": {**QUARTER, **SMALL, "network": "unet", "steps": 1000},
+        "patch 7, DiT 192 x 3": ALIKE,
+        "published": PATCH_7,
+        "time scale 1, stride": {**UNSCALED, **PATCH_7},
+        "logit-normal": {**LOGIT_NORMAL, **PATCH_7},
+        "patch 7, DiT 256 x 3": {**ALIKE, "hidden_size": 256, "steps": 2000},
+        "patch 7, DiT 128 x 4": {
             **ALIKE,
-            "patch_size": 7,
-            "hidden_size": 192,
-            "steps": 2800,
+            "hidden_size": 128,
+            "depth": 4,
+            "steps": 4000,
         },
-        "U-Net": {**ALIKE, "network": "unet", "steps": 1000},
-        "batch 16": {**ALIKE, "batch_size": 16, "steps": 3600},
-        "batch 64": {**ALIKE, "batch_size": 64, "steps": 1000},
+        "patch 14, DiT 256 x 4": {
+            **ALIKE,
+            "patch_size": 14,
+            "hidden_size": 256,
+            "depth": 4,
+        },
+        "batch 16": {**ALIKE, "batch_size": 16, "steps": 3800},
+        "batch 64": {**ALIKE, "batch_size": 64, "steps": 1800},
         "rate 1e-3": {**ALIKE, "learning_rate": 1e-3},
         "rate 4e-3": {**ALIKE, "learning_rate": 4e-3},
         "M 2": {**ALIKE, "group_size": 2},
         "M 8": {**ALIKE, "group_size": 8},
         "share 1/2": {**ALIKE, "flow_matching_share": 0.5},
-        "share 0": {**ALIKE, "flow_matching_share": 0.0},
-        "uniform times": {**ALIKE, "times": "uniform"},
+        "uniform times, share 1/4": {**ALIKE, "times": "uniform"},
         "logit-normal 0": {**ALIKE, "times_mean": 0.0},
         "time scale 1000": {**ALIKE, "time_scale": 1000},
         "second time s": {**ALIKE, "second_time": "s"},
         "k 10": {**ALIKE, "k": 10},
         "min_gap 0.01": {**ALIKE, "min_gap": 0.01},
+        "min_gap 0.02": {**ALIKE, "min_gap": 0.02},
         "no label dropout": {**ALIKE, "label_dropout": 0.0},
     },
     "digits": {

@@ -1,23 +1,25 @@
 """Serves a trained model over HTTP as TF Serving does, with a page to look at it.
 
-    make digits
     python examples/serve.py
+    python examples/serve.py --model=imm_digits
+    python examples/serve.py --model=runs/digits/model.keras --name=digits
     python examples/serve.py --saved_model=served/digits --port=0
 
-The first form exports --model, by default the digits of `make digits`, under any
-backend, and serves the export; --export_dir keeps it. It takes `pip install
-"keras_imm[serve,tensorflow,examples]"`. The second serves an export that is there,
+The first form serves the clothes, and the second the digits, that come with the
+library; the third a model that was trained here. All export --model, under any backend,
+and serve the export; --export_dir keeps it. That takes `pip install
+"keras_imm[serve,tensorflow,examples]"`. The last serves an export that is there,
 without Keras.
 
-A page at / draws 16 images of a digit. Paths and JSON are those of TF Serving:
+A page at / draws 16 images of a class. Paths and JSON are those of TF Serving:
 
     curl -d '{"instances": [{"seed": 1, "label": 3}]}' \
-        http://127.0.0.1:8501/v1/models/digits:predict
+        http://127.0.0.1:8501/v1/models/imm_fashion_mnist:predict
 
 `signature_name` in a request chooses among the signatures that
-http://127.0.0.1:8501/v1/models/digits/metadata lists. Like TF Serving the server takes
-requests of any size. It has no authentication: it listens on 127.0.0.1, to this machine
-alone, unless --host says otherwise.
+http://127.0.0.1:8501/v1/models/imm_fashion_mnist/metadata lists. Like TF Serving the
+server takes requests of any size. It has no authentication: it listens on 127.0.0.1, to
+this machine alone, unless --host says otherwise.
 """
 
 import os
@@ -36,6 +38,7 @@ from collections.abc import Iterator
 
 from absl import app, flags
 
+NAME = r"\w[\w.-]*"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INSTALL = 'pip install "keras_imm[serve,tensorflow]"'
 
@@ -46,11 +49,18 @@ except ImportError as error:
     sys.exit(f"{error}: {INSTALL}")
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", "runs/digits/model.keras", "Model to export and serve.")
+flags.DEFINE_string(
+    "model",
+    "imm_fashion_mnist",
+    "Model to export and serve: a .keras file, or a preset: its folder, hf://user/name, "
+    "or its name in the library.",
+)
 flags.DEFINE_string(
     "saved_model", None, "Exported model to serve instead: its folder or its versions'."
 )
-flags.DEFINE_string("name", "digits", "Name of the served model.")
+flags.DEFINE_string(
+    "name", None, "Name of the served model. Default: that of its folder or file."
+)
 flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all.")
 flags.DEFINE_integer(
     "port", 8501, "Port to listen on; 0 for any free one.", 0, upper_bound=65535
@@ -99,9 +109,17 @@ flags.register_validator(
 )
 flags.register_validator(
     "name",
-    lambda name: re.fullmatch(r"\w[\w.-]*", name),
+    lambda name: name is None or re.fullmatch(NAME, name),
     "must be letters, digits, '_', '-' and '.', and not begin with the last two",
 )
+
+
+def name():
+    """--name, or what is left of the model's name where that is no name."""
+    if FLAGS.name is not None:
+        return FLAGS.name
+    stem = pathlib.PurePath(FLAGS.saved_model or FLAGS.model).stem
+    return stem if re.fullmatch(NAME, stem) else "model"
 
 
 def value_range(model):
@@ -118,21 +136,25 @@ def value_range(model):
 
 def export(folder):
     """Writes the model as a SavedModel; the path of its version, and class names."""
-    if not os.path.exists(FLAGS.model):
-        sys.exit(
-            f"There is no model at {FLAGS.model}. `make digits` trains one and saves "
-            "it as runs/digits/model.keras; --model names another."
-        )
     print(f"Exporting {FLAGS.model} ...", flush=True)
     import keras
 
     import keras_imm.serving
 
     try:
-        model = keras.saving.load_model(FLAGS.model)
+        if FLAGS.model.endswith(".keras"):
+            if not os.path.exists(FLAGS.model):
+                sys.exit(
+                    f"There is no model at {FLAGS.model}. `make digits` trains one and "
+                    "saves it as runs/digits/model.keras; without --model the clothes "
+                    "that come with the library are served."
+                )
+            model = keras.saving.load_model(FLAGS.model)
+        else:
+            model = keras_imm.FlowMapModel.from_preset(FLAGS.model)
         path = keras_imm.serving.export_saved_model(
             model,
-            pathlib.Path(folder, FLAGS.name),
+            pathlib.Path(folder, name()),
             num_steps=[int(count) for count in FLAGS.num_steps],
             guidance_scale=FLAGS.guidance_scale,
             value_range=value_range(model),
@@ -185,7 +207,7 @@ def build_application(folder, class_names):
     except FileNotFoundError as error:
         sys.exit(str(error))
     names = class_names or [f"{i}" for i in range(FLAGS.num_classes)]
-    return serve_rest.application(FLAGS.name, model, names)
+    return serve_rest.application(name(), model, names)
 
 
 async def serve(application, bound):
@@ -203,7 +225,7 @@ async def serve(application, bound):
         await web.SockSite(runner, bound).start()
         host, port = bound.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
-        print(f"{FLAGS.name} is at http://{host}:{port}/ (Ctrl-C ends)", flush=True)
+        print(f"{name()} is at http://{host}:{port}/ (Ctrl-C ends)", flush=True)
         await stop.wait()
         interrupt_on_signals()
     finally:

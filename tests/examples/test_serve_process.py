@@ -55,7 +55,7 @@ def test_it_exports_serves_and_ends(tiny_model, reference, tmp_path):
     )
     assert server.host == "127.0.0.2"
     assert any(temporary.iterdir())
-    path = "/v1/models/digits"
+    path = "/v1/models/model"
     signatures = server.ask(f"{path}/metadata")[1]["metadata"]["signature_def"]
     assert "guidance_scale" in signatures["signature_def"]["generate_3_steps"]["inputs"]
     seeds, labels = list(range(8)), [i % 4 for i in range(8)]
@@ -101,7 +101,7 @@ def test_a_model_brings_its_plan_pixels_and_class_names(tiny_model, tmp_path):
     try:
         with urllib.request.urlopen(server.url) as response:
             page = response.read().decode()
-        path = "/v1/models/digits:predict"
+        path = "/v1/models/model:predict"
         found = server.predict(images(seeds, labels), path)[1]["outputs"]
     finally:
         server.stop()
