@@ -428,6 +428,23 @@ class Network:
         with outside or contextlib.nullcontext(), differentiable_forwards():
             return jvp(function, primals, tangents)
 
+    def part(self, rows: Callable[[Any], Any]) -> "Network":
+        """The same network for some rows of the batch.
+
+        Args:
+            rows: `rows(x)` gives these rows of a tensor whose first axis is the batch.
+
+        Returns:
+            A `Network`.
+        """
+        bound = dict(self._bound)
+        labels = None if self._labels is None else rows(self._labels)
+        if bound["augmentation_labels"] is not None:
+            bound["augmentation_labels"] = rows(bound["augmentation_labels"])
+        network = Network(self._flow_map, labels, **bound)
+        network._weights, network._scope = self._weights, self._scope
+        return network
+
     def with_weights(self, name: str) -> "Network":
         """The same network with the averages of that name in place of the weights.
 

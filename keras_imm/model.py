@@ -583,6 +583,10 @@ class FlowMapModel(backend.TrainableModel):
         the model's seed, so the same weights and data give the same loss. The
         stream that training draws from does not move, nor does a data set with the
         attribute `ordered`.
+
+        Returns:
+            The loss; with `return_dict=True` a dictionary of it and of the objective's
+            other scalars.
         """
         x = args[0] if args else kwargs.get("x")
         position = x.get_state() if orders_itself(x) else None
@@ -591,11 +595,19 @@ class FlowMapModel(backend.TrainableModel):
             self.seed_generator.state, [mix_seeds(self.seed, _EVALUATION_STREAM), 0]
         )
         try:
-            return super().evaluate(*args, **kwargs)
+            return _loss_of(super().evaluate(*args, **kwargs))
         finally:
             assign_state(self.seed_generator.state, state)
             if position is not None:
                 x.set_state(position)
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.train_on_batch`; returns what `evaluate` does."""
+        return _loss_of(super().train_on_batch(*args, **kwargs))
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.test_on_batch`; returns what `evaluate` does."""
+        return _loss_of(super().test_on_batch(*args, **kwargs))
 
     # -- Flow maps and samples
 
@@ -1141,3 +1153,8 @@ def _with_defaults(arguments: dict, objective: objectives.Objective) -> dict:
         name: wanted[name] if value is None else value
         for name, value in arguments.items()
     }
+
+
+def _loss_of(logs: Any) -> Any:
+    """The loss, where Keras lists it with the objective's other scalars."""
+    return logs[0] if isinstance(logs, list) else logs

@@ -4,12 +4,17 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import keras
-import numpy as np
 from keras import ops
 
-from keras_imm import schedules, time_distributions
-from keras_imm.flow_map import FlowMap, Network, per_sample
+from keras_imm import time_distributions
+from keras_imm.flow_map import FlowMap, Network
 from keras_imm.objectives.objective import Objective
+from keras_imm.objectives.velocity import (
+    check_velocity,
+    log_squared_norm,
+    noised,
+    path_velocity,
+)
 from keras_imm.precision import at_least_float32, mean
 
 
@@ -49,6 +54,7 @@ class FlowMatching(Objective):
     sampler = "euler"
     num_steps = 32
     flow_map: ClassVar[Mapping[str, Any]] = {"max_time": 1.0}
+    pieces: ClassVar[tuple[str, ...]] = ("times",)
 
     def __init__(
         self,
@@ -83,54 +89,11 @@ class FlowMatching(Objective):
         self, network: Network, x: Any, noise: Any, t: Any, labels: Any = None
     ) -> Particles:
         """Particles of given noise of standard deviation `sigma_data`, and times."""
-        schedule = network.schedule
-        alpha, sigma = (per_sample(of(t), x) for of in (schedule.alpha, schedule.sigma))
-        velocity = path_velocity(schedule, x, noise, t)
-        return Particles(alpha * x + sigma * noise, t, velocity, labels)
+        of = network.schedule, x, noise, t
+        return Particles(noised(*of), t, path_velocity(*of), labels)
 
     def loss(self, network: Network, particles: Particles, target: Any = None) -> Any:
         p = particles
         error = network.velocity(p.x_t, p.t, p.labels) - p.velocity
-        return mean(ops.square(error / network.sigma_data))
-
-    def get_config(self) -> dict:
-        times = keras.saving.serialize_keras_object(self.times)
-        return super().get_config() | {"times": times}
-
-    @classmethod
-    def from_config(cls, config: dict) -> "FlowMatching":
-        config = dict(config)
-        if "times" in config:  # not in a file of 0.1.0
-            config["times"] = keras.saving.deserialize_keras_object(config["times"])
-        return cls(**config)
-
-
-def path_velocity(schedule: schedules.Schedule, x: Any, noise: Any, t: Any) -> Any:
-    """alpha'(t) x + sigma'(t) noise: the velocity of each path at t.
-
-    Args:
-        schedule: Noise schedule.
-        x: Data, shape (batch, ...).
-        noise: The shape of `x`.
-        t: Times of shape (batch,).
-
-    Returns:
-        Tensor of the shape of `x`.
-    """
-    rates = schedule.alpha_derivative(t), schedule.sigma_derivative(t)
-    alpha_rate, sigma_rate = (per_sample(rate, x) for rate in rates)
-    return alpha_rate * x + sigma_rate * noise
-
-
-def check_velocity(flow_map: FlowMap) -> None:
-    """Raises ValueError if the flow has no velocity at the start of the time range."""
-    start = ops.convert_to_tensor(flow_map.min_time, "float32")
-    coefficients = flow_map.parameterization.velocity_coefficients(
-        flow_map.schedule, start, flow_map.sigma_data
-    )
-    if not np.all(np.isfinite([ops.convert_to_numpy(c) for c in coefficients])):
-        name = type(flow_map.parameterization).__name__
-        raise ValueError(
-            f"`parameterization={name}` has no velocity at `min_time`: it needs a "
-            f"larger one. Received: min_time={flow_map.min_time!r}"
-        )
+        error = error / network.sigma_data
+        return mean(ops.square(error)), {"log_residual": log_squared_norm(error)}

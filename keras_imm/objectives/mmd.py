@@ -6,7 +6,8 @@ from typing import Any
 from keras import ops
 
 from keras_imm import kernels
-from keras_imm.precision import at_least_float32, mean
+from keras_imm.backend import jvp
+from keras_imm.precision import at_least_float32, maximum, mean
 from keras_imm.validation import check_batch_size, check_integer
 
 
@@ -62,3 +63,64 @@ def grouped_mmd(
 
     pairs = k(y, y) + k(y_target, y_target) - 2.0 * k(y, y_target)
     return mean(pairs, axis=(1, 2))
+
+
+def interaction_share(
+    y: Any,
+    y_target: Any,
+    kernel_scale: Any,
+    kernel: kernels.Kernel,
+    group_size: int,
+) -> Any:
+    """How much of the gradient of `grouped_mmd` particles owe to each other.
+
+    The gradient of a particle has a part of its own target, and one of the other
+    particles and their targets. Only kernels with `relative` are known so well.
+
+    Args:
+        y: As in `grouped_mmd`, and so the other arguments.
+        y_target: As in `grouped_mmd`.
+        kernel_scale: As in `grouped_mmd`.
+        kernel: A `keras_imm.kernels.Kernel`.
+        group_size: As in `grouped_mmd`.
+
+    Returns:
+        Tensor of shape (batch // group_size,): the norm of the part of the others over
+        that of the whole, 0 where there is neither.
+    """
+    M, D = group_size, math.prod(y.shape[1:])
+    y = ops.reshape(ops.stop_gradient(at_least_float32(y)), (-1, M, D))
+    target = ops.reshape(ops.stop_gradient(ops.cast(y_target, y.dtype)), (-1, M, D))
+    scale = ops.reshape(ops.cast(kernel_scale, y.dtype), (-1, 1, 1))
+    own = ops.cast(ops.eye(M), y.dtype)
+
+    def slopes(other):
+        """dk / d ||y_j - other_k||^2 of every pair."""
+        squared = kernels.pairwise_squared_distance(y, other)
+        return jvp(
+            lambda squared: kernel.relative(squared, scale, D),
+            (squared,),
+            (ops.ones_like(squared),),
+        )[1]
+
+    def force(slopes, other):
+        """sum_k slope_jk (y_j - other_k)."""
+        return ops.sum(slopes, axis=-1, keepdims=True) * y - ops.matmul(slopes, other)
+
+    of_particles, of_targets = slopes(y), slopes(target)
+    others = force(of_particles * (1.0 - own), y)
+    others = others - force(of_targets * (1.0 - own), target)
+    of_own = ops.sum(of_targets * own, axis=-1, keepdims=True) * (target - y)
+    norms = (
+        ops.sqrt(ops.sum(ops.square(part), axis=(1, 2)))
+        for part in (others, others + of_own)
+    )
+    part, whole = norms
+    return part / maximum(whole, 1e-30)
+
+
+def knows_interaction(kernel: kernels.Kernel) -> bool:
+    """Whether `interaction_share` can tell: the kernel has `relative` alone."""
+    kind = type(kernel)
+    own_pairs = kind.pairs is not kernels.Kernel.pairs
+    return not own_pairs and kind.relative is not kernels.Kernel.relative

@@ -1,28 +1,34 @@
 """The objective of Inductive Moment Matching: Algorithm 3 and Eq. 67."""
 
-import fractions
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 from keras import ops
 
 from keras_imm import kernels, time_distributions, time_mappings, weightings
 from keras_imm.flow_map import Coefficients, FlowMap, Network, per_sample
-from keras_imm.objectives.flow_matching import check_velocity, path_velocity
-from keras_imm.objectives.mmd import grouped_mmd
+from keras_imm.objectives.mmd import (
+    grouped_mmd,
+    interaction_share,
+    knows_interaction,
+)
 from keras_imm.objectives.objective import Objective
+from keras_imm.objectives.roles import Roles
+from keras_imm.objectives.velocity import (
+    check_velocity,
+    log_squared_norm,
+    noised,
+    path_velocity,
+)
 from keras_imm.precision import at_least_float32, maximum, mean
 from keras_imm.validation import (
     check_batch_size,
     check_boolean,
     check_integer,
-    check_number,
 )
 
 _MIN_C_OUT = 1e-6
-_PIECES = ("time_mapping", "kernel", "weighting", "times")
-_MAX_PERIOD = 16  # groups after which the roles of a share repeat
 _MIN_SQUARED_ERROR = 0.01  # c of MeanFlow's adaptive weight, in units of sigma_data^2
 
 
@@ -84,6 +90,9 @@ class MomentMatching(Objective):
     """
 
     network_passes = 4.0  # the target, the output, and its backward pass
+    pieces: ClassVar[tuple[str, ...]] = (
+        *("time_mapping", "kernel", "weighting", "times"),
+    )
 
     def __init__(
         self,
@@ -100,31 +109,24 @@ class MomentMatching(Objective):
         super().__init__(label_dropout=label_dropout, total_steps=total_steps)
         check_integer("group_size", group_size, at_least=1)
         check_boolean("drop_target_labels", drop_target_labels)
-        check_number(
-            "flow_matching_share",
-            flow_matching_share,
-            f"a fraction in [0, 1) with a denominator of at most {_MAX_PERIOD}",
-            lambda share: 0 <= share < 1 and abs(_fraction(share) - share) < 1e-6,
-        )
         self.time_mapping = time_mappings.get(time_mapping)
         self.kernel = kernels.get(kernel)
         self.weighting = weightings.get(weighting)
         self.group_size = group_size
         self.drop_target_labels = drop_target_labels
         self.times = time_distributions.get(times)
-        self.flow_matching_share = float(flow_matching_share)
-        share = _fraction(flow_matching_share)
-        self._roles = share.denominator - share.numerator, share.denominator
+        self._roles = Roles("flow_matching_share", flow_matching_share, group_size)
+        self.flow_matching_share = self._roles.share
 
     @property
     def rows_together(self) -> int:
         """A group of particles, or as many as the roles of groups take to repeat."""
-        return self.group_size * self._roles[1]
+        return self._roles.rows_together
 
     @property
     def rows_argument(self) -> str:
         """What messages call that number."""
-        period = self._roles[1]
+        period = self._roles.period
         return "group_size" if period == 1 else f"group_size * {period}"
 
     def check(self, flow_map: FlowMap) -> None:
@@ -159,7 +161,7 @@ class MomentMatching(Objective):
         s, t = self.times.sample_pairs(groups, min_time, max_time, seed, dtype)
         r = self.time_mapping(network.schedule, s, t, min_time, max_time)
         if self.flow_matching_share:
-            matches_flow = self._matches_flow(groups[0])
+            matches_flow = self._roles.of_velocity(groups[0])
             s, r = (ops.where(matches_flow, t, time) for time in (s, r))
         s, r, t = (ops.repeat(time, self.group_size, axis=0) for time in (s, r, t))
 
@@ -198,9 +200,7 @@ class MomentMatching(Objective):
             `Particles`.
         """
         schedule = network.schedule
-        alpha_t = per_sample(schedule.alpha(t), x)
-        sigma_t = per_sample(schedule.sigma(t), x)
-        x_t = alpha_t * x + sigma_t * noise
+        x_t = noised(schedule, x, noise, t)
 
         # x_r = DDIM(x_t, x, r, t)
         skip, out = schedule.ddim_coefficients(r, t)
@@ -215,7 +215,7 @@ class MomentMatching(Objective):
         p = particles
         return network.flow_map(p.x_r, p.r, p.s, p.target_labels)
 
-    def loss(self, network: Network, particles: Particles, target: Any) -> Any:
+    def loss(self, network: Network, particles: Particles, target: Any) -> tuple:
         """Mean over the groups of w(s, t) times their squared MMD (Eq. 67).
 
         Groups that match the flow have a loss of their own in place of it.
@@ -226,7 +226,9 @@ class MomentMatching(Objective):
             target: What `target` returned; no gradient should flow into it.
 
         Returns:
-            Scalar tensor, float32 or wider.
+            Scalar tensor, float32 or wider, and further scalars by name: how much of
+            the gradient particles owe to each other, "interaction_share", and the
+            mean log of the squared error of the velocity.
         """
         p = particles
         c = self._coefficients(network, p)
@@ -238,15 +240,23 @@ class MomentMatching(Objective):
         weight = self.weighting(network.schedule, s, t)
         # At s = t both passes are the identity: exactly 0, whatever is rounded.
         weight = ops.where(s < t, weight, ops.zeros_like(weight))
-        loss = mean(weight * mmd)
+        loss, others = mean(weight * mmd), {}
+        if knows_interaction(self.kernel):
+            others["interaction_share"] = self._interaction_share(
+                *(y, target, kernel_scale, s < t)
+            )
         if self.flow_matching_share:
-            loss = loss + self._flow_matching_loss(network, p, velocity=y)
-        return loss
+            of_velocity, others["log_velocity_residual"] = self._flow_matching_loss(
+                network, p, velocity=y
+            )
+            loss = loss + of_velocity
+        return loss, others
 
-    def _matches_flow(self, groups: Any) -> Any:
-        """Which groups are for flow matching, shape (groups,)."""
-        jumps, period = self._roles
-        return ops.arange(groups, dtype="int32") % period >= jumps
+    def _interaction_share(self, y: Any, target: Any, scale: Any, jumps: Any) -> Any:
+        """The mean over the groups that jump; see `mmd.interaction_share`."""
+        share = interaction_share(y, target, scale, self.kernel, self.group_size)
+        jumps = ops.cast(jumps, share.dtype)
+        return ops.sum(share * jumps) / maximum(ops.sum(jumps), 1.0)
 
     def _coefficients(self, network: Network, p: Particles) -> Coefficients:
         """Those with which the network's output becomes f_{s,t}, or the velocity."""
@@ -256,54 +266,35 @@ class MomentMatching(Objective):
         of_velocity = network.parameterization.velocity_coefficients(
             network.schedule, p.t, network.sigma_data
         )
-        matches_flow = self._matches_flow(ops.shape(p.t)[0] // self.group_size)
+        groups = ops.shape(p.t)[0] // self.group_size
+        matches_flow = self._roles.of_velocity(groups)
         matches_flow = ops.repeat(matches_flow, self.group_size, axis=0)
         pairs = zip(of_velocity, c, strict=True)
         return Coefficients(*(ops.where(matches_flow, *pair) for pair in pairs))
 
-    def _flow_matching_loss(self, network: Network, p: Particles, velocity: Any) -> Any:
-        """Mean over all groups of the loss of those that match the flow, else 0.
+    def _flow_matching_loss(
+        self, network: Network, p: Particles, velocity: Any
+    ) -> tuple[Any, Any]:
+        """Mean over all groups of the loss of those that match the flow, and its log.
 
         It has the gradient of w(t, t) 2 / (M^2 D) sum_j ||e_j|| with the error e of
         the velocity in units of sigma_data, but for errors below 0.1.
         """
         M, D = self.group_size, math.prod(velocity.shape[1:])
-        error = (velocity - p.velocity) / network.sigma_data
-        squared = ops.sum(ops.square(self._flow_rows(error)), axis=-1)
+        rows = self._roles.rows_of_velocity
+        error = rows((velocity - p.velocity) / network.sigma_data)
+        squared = ops.sum(ops.square(ops.reshape(error, (-1, D))), axis=-1)
         norm = ops.stop_gradient(ops.sqrt(squared + _MIN_SQUARED_ERROR))
-        t = self._flow_rows(p.t)[..., 0]
-        weight = self.weighting(network.schedule, t, t)
-        return self.flow_matching_share * mean(weight * squared / norm) / (M * D)
-
-    def _flow_rows(self, x: Any) -> Any:
-        """Rows that match the flow, shape (runs, rows of a run, values of a row)."""
-        jumps, period = self._roles
-        run = period * self.group_size
-        x = ops.reshape(x, (-1, run, math.prod(x.shape[1:])))
-        return x[:, jumps * self.group_size :]
+        weight = self.weighting(network.schedule, rows(p.t), rows(p.t))
+        loss = self.flow_matching_share * mean(weight * squared / norm) / (M * D)
+        return loss, log_squared_norm(error)
 
     def get_config(self) -> dict:
         return super().get_config() | {
-            **{
-                name: keras.saving.serialize_keras_object(getattr(self, name))
-                for name in _PIECES
-            },
             "group_size": self.group_size,
             "drop_target_labels": self.drop_target_labels,
             "flow_matching_share": self.flow_matching_share,
         }
-
-    @classmethod
-    def from_config(cls, config: dict) -> "MomentMatching":
-        config = dict(config)
-        for name in _PIECES:
-            if name in config:  # `times` is not in a file of 0.1.0
-                config[name] = keras.saving.deserialize_keras_object(config[name])
-        return cls(**config)
-
-
-def _fraction(share: float) -> fractions.Fraction:
-    return fractions.Fraction(float(share)).limit_denominator(_MAX_PERIOD)
 
 
 sample_times = time_distributions.Uniform().sample_pairs  # its name in 0.1.0

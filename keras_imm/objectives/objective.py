@@ -47,6 +47,9 @@ class Objective:
             explicit one is taken with a warning.
         needs_total_steps: Whether it uses `progress`, so that `fit` must know the
             number of steps.
+        pieces: Names of the arguments that are objects with a config of their own,
+            which `get_config` and `from_config` carry over.
+        presets: By name arguments that were published.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -90,6 +93,8 @@ class Objective:
     flow_map: ClassVar[Mapping[str, Any]] = {}
     needs_total_steps: bool = False
     rows_argument: ClassVar[str] = "rows_together"  # what messages call that number
+    pieces: ClassVar[tuple[str, ...]] = ()
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(self, label_dropout: float = 0.1, total_steps: int | None = None):
         check_fraction("label_dropout", label_dropout)
@@ -170,11 +175,45 @@ class Objective:
         null = ops.zeros_like(labels) + network.null_label
         return ops.where(draws < self.label_dropout, null, labels)
 
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> "Objective":
+        """The objective with the arguments that were published for a data set.
+
+        Args:
+            name: One of `presets`.
+            **overrides: Arguments that replace the preset's.
+
+        Returns:
+            The objective.
+
+        Raises:
+            ValueError: If the name is not known.
+        """
+        if name not in cls.presets:
+            known = ", ".join(map(repr, cls.presets)) or "none"
+            raise ValueError(
+                f"`name` must be a preset of {cls.__name__}: {known}. "
+                f"Received: name={name!r}"
+            )
+        return cls(**{**cls.presets[name], **overrides})
+
     def get_config(self) -> dict:
         """Constructor arguments, for saving."""
-        return {"label_dropout": self.label_dropout, "total_steps": self.total_steps}
+        return {
+            "label_dropout": self.label_dropout,
+            "total_steps": self.total_steps,
+            **{
+                name: keras.saving.serialize_keras_object(getattr(self, name))
+                for name in self.pieces
+            },
+        }
 
     @classmethod
     def from_config(cls, config: dict) -> "Objective":
         """The objective that `get_config` described."""
-        return cls(**config)
+        pieces = {
+            name: keras.saving.deserialize_keras_object(config[name])
+            for name in cls.pieces
+            if name in config  # not all are in a file of an earlier version
+        }
+        return cls(**{**config, **pieces})

@@ -171,14 +171,19 @@ class ObjectiveContract(SerializableContract):
         np.testing.assert_array_equal(with_weight(target), 0.0)
 
     def test_network_passes_are_those_that_are_made(self, drawn, monkeypatch):
-        """A forward pass is 1, its derivative another, their backward pass twice."""
+        """A forward pass is 1, its derivative another, their backward pass twice.
+
+        A pass of some rows is that share of one.
+        """
         batch_loss, batch, step = drawn
         backbone, passes = batch_loss.flow_map.backbone, []
         call = backbone.call
+        rows = RUNS * batch_loss.objective.rows_together
 
-        def counted(*args, **kwargs):
-            passes.append(2.0 if in_forward_mode() else 1.0)
-            return call(*args, **kwargs)
+        def counted(inputs, **kwargs):
+            share = inputs[0].shape[0] / rows
+            passes.append(share * (2.0 if in_forward_mode() else 1.0))
+            return call(inputs, **kwargs)
 
         monkeypatch.setattr(backbone, "call", counted)
         target = batch_loss.target(batch, step)

@@ -141,7 +141,7 @@ def test_the_loss_is_the_squared_error_of_the_velocity(
         tanh_network, parameterization=parameterization, schedule=schedule
     )
     particles = objective.noised(network, *map(ops.convert_to_tensor, (x, noise, t)))
-    loss = objective.loss(network, particles, None)
+    loss = objective.loss(network, particles, None)[0]
     assert dtype_of(loss) == dtype
 
     x, noise, t = map(reference.float64, (x, noise, t))
@@ -169,7 +169,7 @@ def test_the_gradient_is_that_of_a_mean_of_squares():
     def loss(g):
         network = network_of(lambda *_: g)
         arrays = map(ops.convert_to_tensor, (x, noise, t))
-        return objective.loss(network, objective.noised(network, *arrays), None)
+        return objective.loss(network, objective.noised(network, *arrays), None)[0]
 
     _, gradient = value_and_gradient(loss, g)
     expected = 2 * (g - (noise - x) / SIGMA) / g.size

@@ -143,12 +143,12 @@ class Case:
     def loss(self, x, noise, s, r, t):
         particles = self.noised(x, noise, s, r, t)
         target = self.target(particles)
-        return self.objective.loss(self.network, particles, target)
+        return self.objective.loss(self.network, particles, target)[0]
 
     def loss_of_output(self, g, particles, target):
         """The loss where the network's output is g."""
         network = self.network_of(lambda *_: g)
-        return self.objective.loss(network, particles, target)
+        return self.objective.loss(network, particles, target)[0]
 
     def output(self, particles):
         """G of the particles, in float32."""
@@ -316,7 +316,7 @@ def test_rounding_between_the_passes_costs_nothing_at_equal_times():
     assert np.any(gradient[3 * M :] != 0)
     particles = particles._replace(s=particles.t)
     target = (1 + 1e-6) * particles.x_t
-    assert numpy(case.objective.loss(case.network, particles, target)) == 0
+    assert numpy(case.objective.loss(case.network, particles, target)[0]) == 0
 
 
 @pytest.mark.parametrize("kernel", ["laplace", "energy"])
@@ -328,7 +328,7 @@ def test_equal_times_give_exactly_zero_when_compiled(kernel):
 
     def loss(x, noise, s, r, t):
         particles = mm.noised(network, x, noise, s, r, t)
-        return mm.loss(network, particles, mm.target(network, particles))
+        return mm.loss(network, particles, mm.target(network, particles))[0]
 
     compiled = backend.compile_function(loss)
     assert numpy(compiled(*map(ops.convert_to_tensor, (*data(), *times)))) == 0
@@ -391,7 +391,7 @@ def test_generative_moment_matching_network(parameterization, schedule, kernel):
     scales = one / abs(out)
     formula = KERNELS[kernel][1]
     expected = np.mean(reference.grouped_mmd(y, x, scales, formula, M))
-    loss = case.objective.loss(case.network, particles, y_target)
+    loss = case.objective.loss(case.network, particles, y_target)[0]
     np.testing.assert_allclose(numpy(loss), expected, rtol=1e-5)
 
 
