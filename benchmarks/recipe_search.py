@@ -35,7 +35,8 @@ flags.DEFINE_string("out", "", "File of the results. Default: one by the data's 
 flags.DEFINE_bool("table", False, "Print the table of the results; run nothing.")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-UNSCALED = {"time_scale": 1, "second_time": "stride"}
+PUBLISHED = {"recipe": "published"}
+UNSCALED = {**PUBLISHED, "time_scale": 1, "second_time": "stride"}
 LOGIT_NORMAL = {**UNSCALED, "times": "logit_normal"}
 QUARTER = {**LOGIT_NORMAL, "flow_matching_share": 0.25}
 # Fashion-MNIST: about 300 s of one core each, by the cost of a step under TensorFlow.
@@ -49,7 +50,7 @@ SETTINGS = {
         "patch 7, DiT 192 x 4": {**ALIKE, "depth": 4, "steps": 2800},
         "U-Net": {**QUARTER, **SMALL, "network": "unet", "steps": 1000},
         "patch 7, DiT 192 x 3": ALIKE,
-        "published": PATCH_7,
+        "published": {**PUBLISHED, **PATCH_7},
         "time scale 1, stride": {**UNSCALED, **PATCH_7},
         "logit-normal": {**LOGIT_NORMAL, **PATCH_7},
         "patch 7, DiT 256 x 3": {**ALIKE, "hidden_size": 256, "steps": 2000},
@@ -82,7 +83,7 @@ SETTINGS = {
         "no label dropout": {**ALIKE, "label_dropout": 0.0},
     },
     "digits": {
-        "published": {},
+        "published": PUBLISHED,
         "time scale 1, stride": UNSCALED,
         "logit-normal": LOGIT_NORMAL,
         "logit-normal, share 1/4": QUARTER,

@@ -157,6 +157,7 @@ def draw_training(path, losses, history, steps_per_epoch):
 
 def main(_):
     start = time.perf_counter()
+    imm_flags.choose_recipe()
     steps_per_epoch = min(FLAGS.steps_per_epoch, FLAGS.steps)
     out = pathlib.Path(FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)

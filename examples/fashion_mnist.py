@@ -36,13 +36,13 @@ from keras_imm.files import atomic
 EFFORTS = {
     "cpu": {
         "minutes": 34.0,
-        "batch_size": 128,
-        "learning_rate": 1e-3,
-        "warmup_steps": 200,
-        "ema_momentum": 0.998,
-        "patch_size": 4,
-        "hidden_size": 96,
-        "depth": 3,
+        "batch_size": 32,
+        "learning_rate": 2e-3,
+        "warmup_steps": 400,
+        "ema_momentum": 0.999,
+        "patch_size": 7,
+        "hidden_size": 176,
+        "depth": 4,
         "num_heads": 4,
         "model_channels": 16,
         "num_blocks": 1,
@@ -154,6 +154,7 @@ def choose_flags():
     """
     if FLAGS["steps"].present and FLAGS["minutes"].present:
         raise app.UsageError("Give --steps or --minutes, not both.")
+    imm_flags.choose_recipe()
     for name, value in EFFORTS[FLAGS.effort].items():
         if not FLAGS[name].present:
             FLAGS[name].value = value

@@ -4,7 +4,18 @@ from absl import flags
 
 import keras_imm
 
+# What the flags are that were not set.
+RECIPES = {"small_budget": keras_imm.recipes.SMALL_BUDGET, "published": {}}
+
 FLAGS = flags.FLAGS
+flags.DEFINE_enum(
+    "recipe",
+    "small_budget",
+    list(RECIPES),
+    "Sets --second_time, --time_scale, --times and --flow_matching_share where they "
+    "are not given: keras_imm.recipes.SMALL_BUDGET, or as published, which are the "
+    "defaults below.",
+)
 flags.DEFINE_integer("group_size", 4, "Particles per group, M.", lower_bound=1)
 flags.DEFINE_float("label_dropout", 0.1, "How often a label becomes the null label.")
 flags.DEFINE_bool(
@@ -40,6 +51,13 @@ flags.DEFINE_float("max_time", None, "End of the time range. Default: the method
 flags.DEFINE_enum("kernel", "laplace", ["laplace", "rbf", "energy"], "The kernel.")
 flags.DEFINE_integer("a", 1, "Exponent a of the weighting w(s, t).", lower_bound=1)
 flags.DEFINE_float("b", 4.0, "Bias b of the weighting w(s, t).")
+
+
+def choose_recipe():
+    """Gives the flags that were not set the values of --recipe."""
+    for name, value in RECIPES[FLAGS.recipe].items():
+        if not FLAGS[name].present:
+            FLAGS[name].value = value
 
 
 def times():

@@ -52,8 +52,8 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "model",
     "imm_fashion_mnist",
-    "Model to export and serve: a .keras file, or a preset: its folder, hf://user/name, "
-    "or its name in the library.",
+    "Model to export and serve: a .keras file, or a preset's folder, hf://user/name or "
+    "name in the library.",
 )
 flags.DEFINE_string(
     "saved_model", None, "Exported model to serve instead: its folder or its versions'."

@@ -1,0 +1,81 @@
+"""The tables of benchmarks/quality_fashion.py, of results made up here."""
+
+import json
+
+import pytest
+from scripts import run_code, run_script
+
+pytestmark = pytest.mark.one_backend("prints tables")
+
+
+def results(frechet):
+    return {
+        "steps": 600,
+        "seconds": {"per_step": 0.25},
+        "results": [
+            {
+                "steps": n,
+                "frechet": frechet / n,
+                "frechet_ratio": 10 / n,
+                "agreement": 0.5,
+            }
+            for n in (1, 2)
+        ],
+        "epochs": [
+            {"epoch": e, "frechet_2_steps": 8.0 / e, "agreement_2_steps": e / 10}
+            for e in (1, 2, 3)
+        ],
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, frechet in (("dit_torch_0", 4.0), ("flow_matching_jax_1", 6.0)):
+        (tmp_path / name).mkdir()
+        text = json.dumps(results(frechet))
+        (tmp_path / name / "metrics.json").write_text(text)
+    return tmp_path
+
+
+def lines(folder, flag):
+    result = run_script("benchmarks/quality_fashion.py", flag, f"--out={folder}")
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def test_the_table_of_results(folder):
+    _, _, dit, flow = lines(folder, "--table")
+    assert (
+        dit == "| dit | torch | 0 | 600 | 250 | 4.00 (10) / 0.500 | 2.00 (5) / 0.500 |"
+    )
+    assert flow.startswith("| flow_matching | jax | 1 | 600 | 250 | 6.00 (10) /")
+
+
+def test_the_curves_of_training(folder):
+    header, _, dit, _ = lines(folder, "--curves")
+    assert "| 12% | 25% |" in header
+    assert dit.startswith("| dit | torch | 0 | 8.0 / 0.10 |")
+    assert dit.endswith("| 2.7 / 0.30 |")
+
+
+def test_runs_cost_alike_and_their_flags_are_the_example_s():
+    code = """
+import quality_fashion as benchmark
+import fashion_mnist as example
+for name, (flags, factor) in benchmark.RUNS.items():
+    given = [f"--{flag}={value}" for flag, value in flags.items()]
+    example.FLAGS(["x", "--steps=200", *given])
+    example.choose_flags()
+    model = example.build_model(200)
+    print(name, type(model.backbone).__name__, type(model.objective).__name__)
+    example.FLAGS.unparse_flags()
+    for flag in example.FLAGS:
+        example.FLAGS[flag].unparse()
+"""
+    code = f"import sys; sys.path.insert(0, 'examples')\n{code}"
+    result = run_code(code, "benchmarks")
+    assert result.returncode == 0, result.stderr
+    found = [line.split() for line in result.stdout.splitlines()]
+    assert ["flow_matching", "DiT", "FlowMatching"] in found
+    assert ["cifar10", "UNet", "MomentMatching"] in found
+    assert len(found) == 7
