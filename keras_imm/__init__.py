@@ -2,6 +2,7 @@
 
 from keras_imm import (
     augmentation,
+    averages,
     backbones,
     callbacks,
     checkpoints,
@@ -44,6 +45,7 @@ __all__ = [
     "FlowMapModel",
     "Pixels",
     "augmentation",
+    "averages",
     "backbones",
     "callbacks",
     "checkpoints",

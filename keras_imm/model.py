@@ -618,7 +618,7 @@ class FlowMapModel(backend.TrainableModel):
         s: Any,
         labels: Any = None,
         guidance_scale: float | None = None,
-        weights: str = "ema",
+        weights: str | Mapping[str, Any] = "ema",
         guidance_interval: tuple[float, float] | None = None,
     ) -> Any:
         """f_{s,t}(x_t), compiled and without gradient.
@@ -633,7 +633,8 @@ class FlowMapModel(backend.TrainableModel):
                 label.
             guidance_scale: Weight of classifier-free guidance (Eq. 14), or None
                 for 1.
-            weights: "ema" for the optimizer's averages, "raw" for the model's own.
+            weights: "ema" for the optimizer's averages, "raw" for the model's own, or
+                arrays by the names of `named_weights`.
                 Without an averaging optimizer, or before its first step, the two
                 are the same.
             guidance_interval: Pair of times outside of which guidance is off.
@@ -654,7 +655,7 @@ class FlowMapModel(backend.TrainableModel):
         plan = SamplingPlan(
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
-            weights=weights,
+            weights="raw" if isinstance(weights, Mapping) else weights,
         )
         plan.check_guidance(self._flow_map)
         x_t = at_least_float32(x_t)
@@ -679,7 +680,7 @@ class FlowMapModel(backend.TrainableModel):
         guidance_scale: float | None = None,
         sampler: str | samplers.Sampler | None = None,
         time_grid: str | Sequence[float] | None = None,
-        weights: str = "ema",
+        weights: str | Mapping[str, Any] = "ema",
         noise: Any = None,
         seed: int | None = None,
         batch_size: int = 256,
@@ -704,7 +705,8 @@ class FlowMapModel(backend.TrainableModel):
             time_grid: "uniform" (Eq. 117), "edm" (Eq. 118), or the values of
                 eta = sigma / alpha between `max_time` and `min_time` in sampling
                 order: a list of n makes n + 1 steps, such as [1.4] for two.
-            weights: "ema" for the optimizer's averages, "raw" for the model's own.
+            weights: "ema" for the optimizer's averages, "raw" for the model's own, or
+                arrays by the names of `named_weights`.
                 Without an averaging optimizer, or before its first step, the two
                 are the same.
             noise: Standard-normal noise to start from, shape (num_samples, ...). With
@@ -730,7 +732,7 @@ class FlowMapModel(backend.TrainableModel):
             time_grid=time_grid,
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
-            weights=weights,
+            weights="raw" if isinstance(weights, Mapping) else weights,
         ).completed(self.objective)
         times = plan.checked_times(self._flow_map)
         request = SamplingRequest.checked(
@@ -809,11 +811,24 @@ class FlowMapModel(backend.TrainableModel):
         """As `predict`, in one pass of the network."""
         return self.predict(x, batch_size=max(1, len(x)), verbose=0)
 
-    def weights_for_sampling(self, weights: str = "ema") -> list:
+    def named_weights(self) -> dict[str, Any]:
+        """Values of the backbone's weights by names that any model like it has.
+
+        Returns:
+            Tensors by the weights' paths within the backbone.
+        """
+        weights = keras_private.weights_made_trainable(self.backbone)
+        names = [_name_within(self.backbone, weight) for weight in weights]
+        values = keras_private.values_of(weights)
+        return dict(zip(names, values, strict=True))
+
+    def weights_for_sampling(self, weights: str | Mapping[str, Any] = "ema") -> list:
         """Values of the flow map's variables.
 
         Args:
-            weights: "ema" for the optimizer's averages, "raw" for the model's own.
+            weights: "ema" for the optimizer's averages, "raw" for the model's own, or
+                arrays by the names of `named_weights`, such as
+                `keras_imm.averages.reconstruct` makes.
 
         Returns:
             List of tensors, in the order of `FlowMap.variables`.
@@ -821,19 +836,49 @@ class FlowMapModel(backend.TrainableModel):
         Raises:
             ValueError: If the model is not built or `weights` not known.
         """
-        check_choice("weights", weights, samplers.plan.WEIGHTS)
+        if not isinstance(weights, Mapping):
+            check_choice("weights", weights, samplers.plan.WEIGHTS)
         if not self.built:
             raise ValueError(
                 "The shape of the data is not known yet: train the model, call it on "
                 "data, or `build` it before sampling."
             )
-        averages = self._optimizer_averages() if weights == "ema" else {}
         variables = self._sampling().variables
+        if isinstance(weights, Mapping):
+            return self._with_given(variables, weights)
+        averages = self._optimizer_averages() if weights == "ema" else {}
         if averages:
             variables = [averages.get(id(v), v) for v in variables]
         return keras_private.values_of(variables)
 
-    def clone_backbone(self, weights: str = "ema") -> keras.layers.Layer:
+    def _with_given(self, variables: list, given: Mapping[str, Any]) -> list:
+        """Values of the variables, of which the weights are given."""
+        own = {
+            _name_within(self.backbone, weight): weight
+            for weight in keras_private.weights_made_trainable(self.backbone)
+        }
+        for name in own.keys() | given.keys():
+            shapes = [
+                tuple(each[name].shape) if name in each else None
+                for each in (own, given)
+            ]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    "`weights` must have the names and shapes of `named_weights`. "
+                    f"{name!r} has the shape {shapes[0]}. Received: {shapes[1]}"
+                )
+        names = {id(weight): name for name, weight in own.items()}
+        values = keras_private.values_of(variables)
+        return [
+            ops.convert_to_tensor(given[names[id(v)]], v.dtype)
+            if id(v) in names
+            else value
+            for v, value in zip(variables, values, strict=True)
+        ]
+
+    def clone_backbone(
+        self, weights: str | Mapping[str, Any] = "ema"
+    ) -> keras.layers.Layer:
         """A copy of the backbone, to start another model from.
 
         Args:
@@ -989,7 +1034,7 @@ class FlowMapModel(backend.TrainableModel):
     def save_to_preset(
         self,
         folder: str | os.PathLike,
-        weights: str = "ema",
+        weights: str | Mapping[str, Any] = "ema",
         dtype: str = "float16",
         description: Mapping[str, Any] | None = None,
         model_card: str | None = None,
@@ -1029,7 +1074,7 @@ class FlowMapModel(backend.TrainableModel):
             "pixels": keras.saving.serialize_keras_object(self.pixels),
             "class_names": self.class_names,
             "image_shape": self.data_shape,
-            "weights": weights,
+            "weights": "given" if isinstance(weights, Mapping) else weights,
             "training": dict(description or {}),
         }
         presets.save(folder, saved, about, dtype, model_card)
@@ -1158,3 +1203,9 @@ def _with_defaults(arguments: dict, objective: objectives.Objective) -> dict:
 def _loss_of(logs: Any) -> Any:
     """The loss, where Keras lists it with the objective's other scalars."""
     return logs[0] if isinstance(logs, list) else logs
+
+
+def _name_within(layer: keras.layers.Layer, variable: keras.Variable) -> str:
+    """The path of a variable of a layer from that layer on."""
+    path = variable.path
+    return path.partition(f"{layer.name}/")[2] or path

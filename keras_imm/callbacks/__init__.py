@@ -1,6 +1,7 @@
 """What a run wants during `fit`: pictures, sample quality and checkpoints."""
 
 from keras_imm.callbacks.learning_rate import LearningRate
+from keras_imm.callbacks.power_averages import PowerAverages
 from keras_imm.callbacks.quality_monitor import QualityMonitor
 from keras_imm.callbacks.sample_grid import SampleGrid, pixels_to_uint8
 from keras_imm.callbacks.sample_metrics import SampleMetrics
@@ -12,6 +13,7 @@ from keras_imm.callbacks.training_checkpoint import TrainingCheckpoint
 
 __all__ = [
     "LearningRate",
+    "PowerAverages",
     "QualityMonitor",
     "SampleGrid",
     "SampleMetrics",
