@@ -206,6 +206,14 @@ class BatchLoss:
         """Moves the averages after a step; see `AveragedWeights.update`."""
         self.averages.update(before, after)
 
+    def check_gradients(self, gradients: list) -> None:
+        """Raises ValueError if no weight has a gradient; None stands for none."""
+        if gradients and all(gradient is None for gradient in gradients):
+            raise ValueError(
+                f"No weight has a gradient of `{type(self.objective).__name__}.loss`: "
+                "it does not depend on the network, or a derivative was lost."
+            )
+
     def batch_divisor(self, training: bool) -> int:
         """What the batch of one device must be a multiple of."""
         steps = self.accumulation_steps if training else 1

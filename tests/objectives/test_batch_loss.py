@@ -410,6 +410,29 @@ def test_a_loss_that_is_no_scalar_is_refused(data):
         fit(new_model(LossOfEachRow()), data)
 
 
+class WithoutGradient(Regression):
+    """A loss that depends on a variable, but on no weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = keras.Variable(1.0)
+
+    def loss(self, network, particles, target=None):
+        p = particles
+        x = ops.stop_gradient(network.flow_map(p.x_t, p.t, p.s, p.labels))
+        return ops.mean(ops.square(x * self.factor.value - p.x))
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="JAX's gradient is zero there, not None"
+)
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_a_loss_without_a_gradient_is_refused(data, accumulation_steps):
+    model = new_model(WithoutGradient(), accumulation_steps=accumulation_steps)
+    with pytest.raises(ValueError, match=r"No weight has a gradient of .WithoutGrad"):
+        fit(model, data, batch_size=16)
+
+
 def test_a_step_outside_of_fit_needs_total_steps(data):
     """Progress would stay at 0."""
     with pytest.raises(ValueError, match=r"Regression follows.*total_steps=None"):

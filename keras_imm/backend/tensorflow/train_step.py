@@ -94,8 +94,11 @@ class TrainStep:
         with tf.GradientTape() as tape:
             loss, others = self._batch_loss.loss(batch, target, iterations)
             scaled = self._optimizer.scale_loss(loss / _replicas())
-        unused = "none" if self._batch_loss.accumulation_steps == 1 else "zero"
-        gradients = tape.gradient(scaled, weights, unconnected_gradients=unused)
+        gradients = tape.gradient(scaled, weights)
+        self._batch_loss.check_gradients(gradients)
+        if self._batch_loss.accumulation_steps > 1:  # they are added in a loop
+            pairs = zip(gradients, weights, strict=True)
+            gradients = [tf.zeros_like(w) if g is None else g for g, w in pairs]
         # Dense: Keras's Adam squares the slices of a label that a batch repeats one by
         # one, where it should square their sum.
         dense = [g if g is None else tf.convert_to_tensor(g) for g in gradients]

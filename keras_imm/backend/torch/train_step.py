@@ -285,6 +285,7 @@ class _TracedLoss:
                 target = self._batch_loss.target(batch, iterations)
             loss, others = self._batch_loss.loss(batch, target, iterations)
             gradients = torch.autograd.grad(loss * scale, weights, allow_unused=True)
+            self._batch_loss.check_gradients(gradients)
         return _map(lambda v: v.detach(), (loss, others)), list(gradients)
 
 
