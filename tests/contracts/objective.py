@@ -27,9 +27,9 @@ def tensors(data):
     return tuple(map(ops.convert_to_tensor, data))
 
 
-def new_model(objective, num_classes=3, dropout=0.0, **options):
+def new_model(objective, num_classes=3, dropout=0.0, remat=False, **options):
     """A small model, with random weights of which none is zero."""
-    backbone = small_dit(num_classes=num_classes, dropout=dropout)
+    backbone = small_dit(num_classes=num_classes, dropout=dropout, remat=remat)
     model = keras_imm.FlowMapModel(backbone, objective=objective, **options)
     rng = np.random.default_rng(7)
     for v in model.backbone.trainable_variables:
@@ -203,6 +203,15 @@ class ObjectiveContract(SerializableContract):
         assert any(np.any(a != b) for a, b in zip(before, after, strict=True))
         losses = [model.evaluate(*data, batch_size=len(data[0]), verbose=0)] * 2
         assert losses[0] == losses[1]
+
+    def test_blocks_that_are_computed_again_change_nothing(self, objective, data):
+        after = []
+        for remat in (False, True):
+            model = new_model(objective, remat=remat)
+            model.train_on_batch(*data)
+            after.append([ops.convert_to_numpy(v) for v in model.trainable_variables])
+        for one, other in zip(*after, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
     def test_a_batch_of_incomplete_runs_is_refused(self, objective, data):
         if objective.rows_together == 1:
