@@ -176,7 +176,12 @@ def draw_blocks(path, blocks, limits, columns=8, class_names=None):
         columns: Images in a row of a block.
         class_names: What stands beside the rows.
     """
-    figure = Figure(figsize=(2.4 * len(blocks), 3.4), layout="constrained")
+    width = 2.4 * columns / 8
+    rows = len(next(iter(blocks.values()))) / columns
+    figure = Figure(
+        figsize=(width * len(blocks), 0.4 + width * rows / columns),
+        layout="constrained",
+    )
     all_axes = np.ravel(figure.subplots(1, len(blocks)))
     for axes, (title, block) in zip(all_axes, blocks.items(), strict=True):
         height, width = block.shape[1:3]
