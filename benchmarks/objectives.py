@@ -25,6 +25,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
 
 import array_batches
+import budgets
 import keras
 import measuring
 import numpy as np
@@ -184,43 +185,6 @@ TRIALS = {
 }
 
 
-class Data:
-    """Images, labels, a backbone and a measure."""
-
-    def __init__(self, name):
-        if name == "digits":
-            from keras_imm.metrics.digits import load_digits
-
-            self.arrays = load_digits()
-            self.quality = keras_imm.metrics.DigitsQuality()
-            self.labels = self.quality.labels()
-            self.network = {"patch_size": 2, "hidden_size": 64, "depth": 3}
-            self.to_measure = None
-        else:
-            images, labels = keras_imm.datasets.fashion_mnist("train")
-            mean, scale = float(images.mean()), float(images.std()) / 0.5
-            images = (images[..., None] - np.float32(mean)) / np.float32(scale)
-            self.arrays = images, labels
-            self.quality = keras_imm.metrics.FashionMNISTQuality()
-            self.labels = self.quality.labels(10_000)
-            self.network = {"patch_size": 7, "hidden_size": 176, "depth": 4}
-            self.to_measure = keras_imm.Pixels(scale=scale, offset=mean)
-
-    def backbone(self):
-        return keras_imm.backbones.DiT(
-            image_shape=self.arrays[0].shape[1:],
-            num_heads=4,
-            num_classes=10,
-            **self.network,
-        )
-
-    def measure(self, samples):
-        """Fréchet distance, agreement, and what else the measure knows."""
-        if self.to_measure is not None:
-            samples = self.to_measure(samples)
-        return self.quality.measure(samples, self.labels)
-
-
 def make(name, trial=None):
     """The objective of a configuration or of one of its trials, and its flow map's."""
     objective, of_flow_map = CONFIGURATIONS[name]
@@ -240,7 +204,7 @@ def build(data, name, trial, seed, steps):
 
 def run_one(name, trial, seed, steps):
     """Trains and measures one run."""
-    data = Data(FLAGS.data)
+    data = budgets.Data(FLAGS.data)
     model = build(data, name, trial, seed, steps)
     epoch = min(200, steps)
     batches = array_batches.Batches(data.arrays, BATCH, epoch, seed)
@@ -248,12 +212,6 @@ def run_one(name, trial, seed, steps):
     options = {"shuffle": False, "verbose": 0, "callbacks": [times]}
     history = model.fit(batches, epochs=max(1, steps // epoch), **options).history
     measuring.wait(history["loss"])
-    rows = []
-    for count in SAMPLING_STEPS:
-        samples = model.generate(
-            data.labels, num_steps=count, seed=seed, batch_size=500, verbose=0
-        )
-        rows.append({"steps": count, **data.measure(samples)})
     return {
         "name": name,
         "trial": trial,
@@ -264,7 +222,7 @@ def run_one(name, trial, seed, steps):
         / epoch,
         "peak_mebibytes": measuring.peak_mib(),
         "logs": {key: values[-1] for key, values in history.items()},
-        "results": rows,
+        "results": budgets.rows_of(model, data, SAMPLING_STEPS, seed),
         **{k: v for k, v in training_report.environment().items() if k != "command"},
     }
 
@@ -296,7 +254,7 @@ def child(one):
 
 def cost_of(name):
     """Processor seconds of a step, the median of five epochs of twenty."""
-    data = Data(FLAGS.data)
+    data = budgets.Data(FLAGS.data)
     model = build(data, name, None, 0, 1000)
     batches = array_batches.Batches(data.arrays, BATCH, 20, 0)
     times = measuring.EpochTimes(time.process_time)
@@ -317,23 +275,14 @@ def table(results):
         "|---" * (7 + len(titles)) + "|",
     ]
     for (title, budget, backend), group in groups.items():
-        values = np.array(
-            [[(r["frechet"], r["agreement"]) for r in one["results"]] for one in group]
-        )
-        means, count = values.mean(axis=0), len(group)
-        errors = values.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else None
-        cells = [
-            f"{mean[0]:.3f}"
-            + ("" if errors is None else f" ± {errors[i][0]:.3f}")
-            + f" / {mean[1]:.3f}"
-            for i, mean in enumerate(means)
-        ]
+        cells = budgets.cells([one["results"] for one in group])
+        first = np.median([one["results"][0]["frechet"] for one in group])
         milliseconds = 1000 * np.median([one["seconds_per_step"] for one in group])
         seeds = ", ".join(str(one["seed"]) for one in group)
         lines.append(
             f"| {title} | {budget} | {backend} | {seeds} "
             f"| {group[0]['training_steps']:,} | {milliseconds:.1f} "
-            f"| {np.median(values[:, 0, 0]):.3f} | {' | '.join(cells)} |"
+            f"| {first:.3f} | {' | '.join(cells)} |"
         )
     return "\n".join(lines)
 
