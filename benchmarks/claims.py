@@ -67,7 +67,10 @@ CLAIMS = {
         "eta decrement": gap(12),
         "time decrement": gap(8, mapping=TimeDecrement),
         "log-SNR decrement": {**gap(8, mapping=LogSNRDecrement), "min_time": 0.006},
-        "inverse eta increment": gap(8, mapping=InverseEtaIncrement),
+        "inverse eta increment": {
+            **gap(8, mapping=InverseEtaIncrement),
+            "min_time": 0.006,
+        },
     },
     # Fig. 10: gaps that are too small make training unstable, too large biased.
     "gap": {f"k = {k}": gap(k, 0.0) for k in (6, 8, 10, 12, 14, 16)},

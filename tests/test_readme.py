@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_imm
 from keras_imm.checkpoints import official
 
 pytestmark = pytest.mark.slow("trains what the page shows")
@@ -29,7 +30,7 @@ def small_checkpoint(name):
 
 
 def test_the_example_runs(tmp_path, monkeypatch):
-    code, serving, _ = examples("README.md")
+    _, code, serving, _ = examples("README.md")
     assert "epochs=280" in code
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -41,6 +42,20 @@ def test_the_example_runs(tmp_path, monkeypatch):
         exec(serving, names)
         assert (tmp_path / "served" / "digits" / "1" / "saved_model.pb").exists()
         assert (tmp_path / "digits.onnx").exists()
+
+
+def test_the_first_lines_draw_clothes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(examples("README.md")[0], names)
+    clothes = names["clothes"]
+    assert clothes.shape == (10, 28, 28, 1) and clothes.dtype == np.uint8
+    picture = keras.utils.img_to_array(keras.utils.load_img(tmp_path / "clothes.png"))
+    np.testing.assert_array_equal(picture[..., 0], np.hstack(clothes)[..., 0])
+    # Ten pieces, which a classifier that never saw the model takes for what they are.
+    classifier = keras_imm.metrics.FashionMNISTClassifier()
+    seen = np.argmax(classifier.outputs_of(clothes)["logits"], axis=-1)
+    assert np.mean(seen == np.arange(10)) >= 0.6
 
 
 def test_the_checkpoints_are_loaded_as_the_pages_say(monkeypatch):
