@@ -50,7 +50,7 @@ def main(_):
         FLAGS.columns,
     )
     training_report.draw_blocks(
-        FLAGS.out, blocks, (0, 255), FLAGS.columns, model.class_names
+        FLAGS.out, blocks, (0, 255), FLAGS.columns, model.class_names, across=2
     )
     print(f"{FLAGS.out}: {', '.join(blocks)}")
 

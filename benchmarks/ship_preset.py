@@ -28,6 +28,9 @@ flags.DEFINE_string("run", None, "Folder of the run.", required=True)
 flags.DEFINE_string("name", None, "Name of the preset.", required=True)
 flags.DEFINE_string("folder", str(BUILT_IN), "Folder of the presets.")
 flags.DEFINE_integer("num_steps", 2, "Steps that the preset samples in.")
+flags.DEFINE_float(
+    "guidance_scale", None, "Guidance that the preset samples with. Default: the run's."
+)
 flags.DEFINE_list("steps", "1,2,4,8", "Numbers of steps to measure.")
 
 DATA = {
@@ -44,6 +47,14 @@ DATA = {
         "samples": 10_000,
     },
 }
+
+
+def guidance(about):
+    """How the samples are guided, in words."""
+    scale = about["guidance_scale"]
+    if scale is None:
+        return "no guidance"
+    return f"guidance {scale:g}, for which a step evaluates the network twice"
 
 
 def card(name, about):
@@ -63,7 +74,7 @@ def card(name, about):
         f"    {about['command']}",
         "",
         f"Quality ({about['measure']}, {about['samples']:,} samples with uniform "
-        "labels, averaged weights in half precision); "
+        f"labels, averaged weights in half precision, {guidance(about)}); "
         f"`python -m keras_imm.presets measure {name}` computes it again:",
         "",
         f"| steps | {' | '.join(names)} |",
@@ -82,7 +93,8 @@ def main(_):
     measure = metrics.get("measure", "digits_v1")
     model = keras.saving.load_model(run / "model.keras")
     plan = model.sampling_plan or SamplingPlan()
-    model.sampling_plan = dataclasses.replace(plan, num_steps=FLAGS.num_steps)
+    plan = dataclasses.replace(plan, num_steps=FLAGS.num_steps)
+    model.sampling_plan = plan.with_arguments(guidance_scale=FLAGS.guidance_scale)
     seconds = metrics["seconds"]
     about = {
         **DATA[measure],
@@ -97,6 +109,7 @@ def main(_):
         "parameters": metrics["parameters"],
         "cpus": metrics["cpus"],
         "seconds": seconds.get("of_epochs", seconds.get("fit")),
+        "guidance_scale": model.sampling_plan.guidance_scale,
         "quality": [{"steps": int(n)} for n in FLAGS.steps],
     }
     folder = pathlib.Path(FLAGS.folder) / FLAGS.name

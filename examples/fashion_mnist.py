@@ -31,6 +31,7 @@ import keras_imm
 from keras_imm import augmentation
 from keras_imm.datasets import FASHION_MNIST_CLASSES, fashion_mnist
 from keras_imm.files import atomic
+from keras_imm.samplers import SamplingPlan
 
 # What the flags are that were not set.
 EFFORTS = {
@@ -44,6 +45,7 @@ EFFORTS = {
         "hidden_size": 176,
         "depth": 4,
         "num_heads": 4,
+        "guidance": 1.5,
         "model_channels": 16,
         "num_blocks": 1,
         "dtype": "float32",
@@ -58,6 +60,7 @@ EFFORTS = {
         "hidden_size": 256,
         "depth": 8,
         "num_heads": 4,
+        "guidance": 1.5,
         "model_channels": 64,
         "num_blocks": 2,
         "dtype": "mixed_bfloat16",
@@ -119,7 +122,13 @@ flags.DEFINE_integer(
     "padding", 0, "Black pixels around the images: 2 makes them 32x32.", lower_bound=0
 )
 flags.DEFINE_enum("optimizer", "adam", ["adam", "radam"], "The optimizer.")
-flags.DEFINE_float("guidance", None, "Guidance scale in sampling. Default: none.")
+flags.DEFINE_float(
+    "guidance",
+    None,
+    "Guidance scale in sampling, for which a step evaluates the network twice; 0 for "
+    f"none. {BY_EFFORT} A run that is there is measured again with another.",
+    lower_bound=0.0,
+)
 flags.DEFINE_string("dtype", None, f"Dtype policy. {BY_EFFORT}")
 flags.DEFINE_integer(
     "seed", 0, "Of the weights, the batches, the noise and times.", lower_bound=0
@@ -136,7 +145,7 @@ flags.DEFINE_string(
 )
 
 # Flags that are not compared with those of the run in --out.
-PLACES = ("data_dir", "effort", "out")
+PLACES = ("data_dir", "effort", "guidance", "out")
 IMAGE_SHAPE = (28, 28, 1)
 OPTIMIZERS = {"adam": keras.optimizers.Adam, "radam": keras_imm.optimizers.RAdam}
 SIGMA_DATA = 0.5
@@ -158,6 +167,7 @@ def choose_flags():
     for name, value in EFFORTS[FLAGS.effort].items():
         if not FLAGS[name].present:
             FLAGS[name].value = value
+    FLAGS["guidance"].value = FLAGS.guidance or None
     if FLAGS.steps is not None:
         FLAGS["minutes"].value = None
         FLAGS["steps_per_epoch"].value = min(FLAGS.steps_per_epoch, FLAGS.steps)
@@ -416,6 +426,7 @@ def main(_):
     quality = keras_imm.metrics.FashionMNISTQuality(FLAGS.data_dir)
     model = build_model(run["steps"])
     model.pixels, model.class_names = pixels, FASHION_MNIST_CLASSES
+    model.sampling_plan = SamplingPlan(guidance_scale=FLAGS.guidance)
     print(
         f"{model.count_params():,} parameters, {run['steps']} steps; results in {out}"
     )

@@ -166,8 +166,8 @@ def sample_blocks(images, labels, generate, step_counts, num_classes, columns=8)
     return blocks | {steps_title(n): generate(wanted, n) for n in step_counts}
 
 
-def draw_blocks(path, blocks, limits, columns=8, class_names=None):
-    """Blocks of pictures side by side, one row for each class.
+def draw_blocks(path, blocks, limits, columns=8, class_names=None, across=None):
+    """Blocks of pictures, one row for each class.
 
     Args:
         path: File of the picture.
@@ -175,14 +175,17 @@ def draw_blocks(path, blocks, limits, columns=8, class_names=None):
         limits: What is white and what is black.
         columns: Images in a row of a block.
         class_names: What stands beside the rows.
+        across: Blocks side by side. Default: all.
     """
+    across = across or len(blocks)
+    down = -(-len(blocks) // across)
     width = 2.4 * columns / 8
     rows = len(next(iter(blocks.values()))) / columns
     figure = Figure(
-        figsize=(width * len(blocks), 0.4 + width * rows / columns),
+        figsize=(width * across, (0.4 + width * rows / columns) * down),
         layout="constrained",
     )
-    all_axes = np.ravel(figure.subplots(1, len(blocks)))
+    all_axes = np.ravel(figure.subplots(down, across))[: len(blocks)]
     for axes, (title, block) in zip(all_axes, blocks.items(), strict=True):
         height, width = block.shape[1:3]
         tiles = np.pad(
@@ -195,7 +198,7 @@ def draw_blocks(path, blocks, limits, columns=8, class_names=None):
         axes.imshow(canvas, cmap="gray_r", vmin=limits[0], vmax=limits[1])
         axes.set_title(title)
         axes.set_axis_off()
-        if class_names and axes is all_axes[0]:
+        if class_names and axes in all_axes[::across]:
             axes.set_axis_on()
             axes.set_yticks(height * (np.arange(rows) + 0.5), class_names, fontsize=7)
             axes.set_xticks([])
