@@ -176,15 +176,15 @@ class EpochTimes(keras.callbacks.Callback):
 
     Args:
         clock: What tells the seconds, such as `time.process_time`, which other programs
-            disturb less.
+            disturb less. Default: `time.perf_counter`.
 
     Attributes:
         seconds: One number for each epoch.
     """
 
-    def __init__(self, clock=time.perf_counter):
+    def __init__(self, clock=None):
         super().__init__()
-        self.clock = clock
+        self.clock = clock or (lambda: time.perf_counter())
 
     def on_train_begin(self, logs=None):
         self.seconds = []

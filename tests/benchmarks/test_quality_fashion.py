@@ -58,22 +58,22 @@ def test_the_curves_of_training(folder):
     assert dit.endswith("| 2.7 / 0.30 |")
 
 
-def test_runs_cost_alike_and_their_flags_are_the_example_s():
-    code = """
-import quality_fashion as benchmark
+def test_the_flags_of_runs_are_the_example_s():
+    code = "import json, quality_fashion; print(json.dumps(quality_fashion.RUNS))"
+    result = run_code(code, "benchmarks")
+    assert result.returncode == 0, result.stderr
+    code = f"""
 import fashion_mnist as example
-for name, (flags, factor) in benchmark.RUNS.items():
-    given = [f"--{flag}={value}" for flag, value in flags.items()]
-    example.FLAGS(["x", "--steps=200", *given])
+from absl.flags import FLAGS
+for name, (flags, factor) in {json.loads(result.stdout)!r}.items():
+    for flag in FLAGS:
+        FLAGS[flag].unparse()
+    example.FLAGS(["x", "--steps=200", *(f"--{{k}}={{v}}" for k, v in flags.items())])
     example.choose_flags()
     model = example.build_model(200)
     print(name, type(model.backbone).__name__, type(model.objective).__name__)
-    example.FLAGS.unparse_flags()
-    for flag in example.FLAGS:
-        example.FLAGS[flag].unparse()
 """
-    code = f"import sys; sys.path.insert(0, 'examples')\n{code}"
-    result = run_code(code, "benchmarks")
+    result = run_code(code, "examples")
     assert result.returncode == 0, result.stderr
     found = [line.split() for line in result.stdout.splitlines()]
     assert ["flow_matching", "DiT", "FlowMatching"] in found

@@ -61,7 +61,7 @@ def test_it_leaves_its_numbers(result, out):
     metrics = json.loads((out / "metrics.json").read_text())
     assert (metrics["method"], metrics["measure"]) == ("imm", "fashion_mnist_v1")
     assert metrics["backend"] == keras.backend.backend()
-    assert metrics["flags"]["seed"] == 3 and metrics["flags"]["learning_rate"] == 1e-3
+    assert metrics["flags"]["seed"] == 3 and metrics["flags"]["learning_rate"] == 2e-3
     assert (metrics["steps"], metrics["measured_seconds_per_step"]) == (8, None)
     assert [row["steps"] for row in metrics["results"]] == [1, 2]
     for row in metrics["results"]:
