@@ -168,7 +168,9 @@ print(json.dumps({{name: float(value) for name, value in found.items()}}))
         found = residuals(dtype, second_time)
     assert len(found) == 6
     for name, residual in found.items():
-        assert residual < bound, name
+        # Under JAX Keras computes the cosine schedule's sines in float32.
+        rounds = keras.backend.backend() == "jax" and name == "continuous consistency"
+        assert residual < (5e-6 if rounds else bound), name
 
 
 def test_so_flow_s_quotient_falls_with_the_gap():
