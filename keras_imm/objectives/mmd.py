@@ -105,7 +105,9 @@ def interaction_share(
 
     def force(slopes, other):
         """sum_k slope_jk (y_j - other_k)."""
-        return ops.sum(slopes, axis=-1, keepdims=True) * y - ops.matmul(slopes, other)
+        # No product of matrices: these are small, and as exact as the kernel's.
+        difference = ops.expand_dims(y, -2) - ops.expand_dims(other, -3)
+        return ops.sum(ops.expand_dims(slopes, -1) * difference, axis=-2)
 
     of_particles, of_targets = slopes(y), slopes(target)
     others = force(of_particles * (1.0 - own), y)
