@@ -178,3 +178,41 @@ def test_shapes_are_checked(target, scale, message):
 
 def test_the_older_module_has_the_same_function():
     assert keras_imm.objective.grouped_mmd is objectives.grouped_mmd
+
+
+@pytest.mark.parametrize("name", ["laplace", "rbf", "energy"])
+def test_the_share_of_interaction_is_that_of_the_gradient(name):
+    """Norms of the gradient's parts, by differences of the kernel in float64."""
+    from keras_imm import kernels
+    from keras_imm.objectives.mmd import interaction_share
+
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(6, 5))
+    target = y + 0.1 * rng.normal(size=(6, 5))
+    scale = np.array([1.3, 0.7])
+    found = interaction_share(
+        *(ops.convert_to_tensor(v.astype("float32")) for v in (y, target, scale)),
+        *(kernels.get(name), 3),
+    )
+
+    def k(a, b, w):
+        distance = np.linalg.norm(a - b)
+        if name == "laplace":
+            return np.exp(-w * distance / 5)
+        return (
+            -(distance**2) if name == "energy" else np.exp(-((w * distance) ** 2) / 10)
+        )
+
+    def slope(a, b, w):
+        h = 1e-6 * np.eye(5)
+        return np.array([(k(a + e, b, w) - k(a - e, b, w)) / 2e-6 for e in h])
+
+    for group, w, share in zip((0, 1), scale, ops.convert_to_numpy(found), strict=True):
+        ys, ts = (v[3 * group : 3 * group + 3] for v in (y, target))
+        own = np.array([-slope(ys[j], ts[j], w) for j in range(3)])
+        others = np.zeros((3, 5))
+        for j in range(3):
+            for i in {0, 1, 2} - {j}:
+                others[j] += slope(ys[j], ys[i], w) - slope(ys[j], ts[i], w)
+        expected = np.linalg.norm(others) / np.linalg.norm(others + own)
+        assert share == pytest.approx(expected, rel=1e-3)
