@@ -464,8 +464,7 @@ class Network:
             raise ValueError(
                 f"There are no averages here. Received: with_weights({name!r})"
             )
-        network = Network(self._flow_map, self._labels, **self._bound)
-        network._weights = self._weights
+        network = self.part(lambda rows: rows)
         network._scope = lambda: self._weights(name)
         return network
 

@@ -655,7 +655,7 @@ class FlowMapModel(backend.TrainableModel):
         plan = SamplingPlan(
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
-            weights="raw" if isinstance(weights, Mapping) else weights,
+            weights=_of_plan(weights),
         )
         plan.check_guidance(self._flow_map)
         x_t = at_least_float32(x_t)
@@ -732,7 +732,7 @@ class FlowMapModel(backend.TrainableModel):
             time_grid=time_grid,
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
-            weights="raw" if isinstance(weights, Mapping) else weights,
+            weights=_of_plan(weights),
         ).completed(self.objective)
         times = plan.checked_times(self._flow_map)
         request = SamplingRequest.checked(
@@ -817,10 +817,13 @@ class FlowMapModel(backend.TrainableModel):
         Returns:
             Tensors by the weights' paths within the backbone.
         """
+        weights = self._weights_by_name()
+        values = keras_private.values_of(list(weights.values()))
+        return dict(zip(weights, values, strict=True))
+
+    def _weights_by_name(self) -> dict[str, keras.Variable]:
         weights = keras_private.weights_made_trainable(self.backbone)
-        names = [_name_within(self.backbone, weight) for weight in weights]
-        values = keras_private.values_of(weights)
-        return dict(zip(names, values, strict=True))
+        return {_name_within(self.backbone, weight): weight for weight in weights}
 
     def weights_for_sampling(self, weights: str | Mapping[str, Any] = "ema") -> list:
         """Values of the flow map's variables.
@@ -853,10 +856,7 @@ class FlowMapModel(backend.TrainableModel):
 
     def _with_given(self, variables: list, given: Mapping[str, Any]) -> list:
         """Values of the variables, of which the weights are given."""
-        own = {
-            _name_within(self.backbone, weight): weight
-            for weight in keras_private.weights_made_trainable(self.backbone)
-        }
+        own = self._weights_by_name()
         for name in own.keys() | given.keys():
             shapes = [
                 tuple(each[name].shape) if name in each else None
@@ -1198,6 +1198,11 @@ def _with_defaults(arguments: dict, objective: objectives.Objective) -> dict:
         name: wanted[name] if value is None else value
         for name, value in arguments.items()
     }
+
+
+def _of_plan(weights: str | Mapping[str, Any]) -> str:
+    """What a `SamplingPlan` is told, where the weights themselves may be given."""
+    return "raw" if isinstance(weights, Mapping) else weights
 
 
 def _loss_of(logs: Any) -> Any:

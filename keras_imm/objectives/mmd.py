@@ -92,32 +92,27 @@ def interaction_share(
     y = ops.reshape(ops.stop_gradient(at_least_float32(y)), (-1, M, D))
     target = ops.reshape(ops.stop_gradient(ops.cast(y_target, y.dtype)), (-1, M, D))
     scale = ops.reshape(ops.cast(kernel_scale, y.dtype), (-1, 1, 1))
-    own = ops.cast(ops.eye(M), y.dtype)
+    own = ops.cast(ops.expand_dims(ops.eye(M), -1), y.dtype)  # a particle's own pair
 
-    def slopes(other):
-        """dk / d ||y_j - other_k||^2 of every pair."""
-        squared = kernels.pairwise_squared_distance(y, other)
-        return jvp(
+    def forces(other):
+        """dk / d ||y_j - other_k||^2 times y_j - other_k, of every pair."""
+        difference = ops.expand_dims(y, -2) - ops.expand_dims(other, -3)
+        squared = ops.sum(ops.square(difference), axis=-1)
+        _, slopes = jvp(
             lambda squared: kernel.relative(squared, scale, D),
             (squared,),
             (ops.ones_like(squared),),
-        )[1]
+        )
+        return ops.expand_dims(slopes, -1) * difference
 
-    def force(slopes, other):
-        """sum_k slope_jk (y_j - other_k)."""
-        # No product of matrices: these are small, and as exact as the kernel's.
-        difference = ops.expand_dims(y, -2) - ops.expand_dims(other, -3)
-        return ops.sum(ops.expand_dims(slopes, -1) * difference, axis=-2)
-
-    of_particles, of_targets = slopes(y), slopes(target)
-    others = force(of_particles * (1.0 - own), y)
-    others = others - force(of_targets * (1.0 - own), target)
-    of_own = ops.sum(of_targets * own, axis=-1, keepdims=True) * (target - y)
-    norms = (
-        ops.sqrt(ops.sum(ops.square(part), axis=(1, 2)))
-        for part in (others, others + of_own)
+    # No product of matrices: these are small, and as exact as the kernel's.
+    of_targets = forces(target)
+    others = ops.sum((forces(y) - of_targets) * (1.0 - own), axis=-2)
+    of_own = -ops.sum(of_targets * own, axis=-2)
+    part, whole = (
+        ops.sqrt(ops.sum(ops.square(each), axis=(1, 2)))
+        for each in (others, others + of_own)
     )
-    part, whole = norms
     return part / maximum(whole, 1e-30)
 
 
