@@ -118,7 +118,10 @@ def name():
     """--name, or what is left of the model's name where that is no name."""
     if FLAGS.name is not None:
         return FLAGS.name
-    stem = pathlib.PurePath(FLAGS.saved_model or FLAGS.model).stem
+    path = pathlib.PurePath(FLAGS.saved_model or FLAGS.model)
+    if path.name.isdecimal():  # the folder of a version
+        path = path.parent
+    stem = path.stem
     return stem if re.fullmatch(NAME, stem) else "model"
 
 

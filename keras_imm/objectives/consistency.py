@@ -11,6 +11,7 @@ from keras_imm import parameterizations, schedules
 from keras_imm.flow_map import FlowMap, Network, per_sample
 from keras_imm.objectives.objective import Objective
 from keras_imm.objectives.velocity import (
+    drawn_noise,
     log_squared_norm,
     noised,
     path_velocity,
@@ -152,9 +153,9 @@ class ConsistencyTraining(_ToTheData):
         dtype = keras.backend.standardize_dtype(x.dtype)
         t = self.draw_times(network, ops.shape(x)[0], seed, dtype)
         r = self.target_times(network, t, progress)
-        noise = keras.random.normal(ops.shape(x), dtype=dtype, seed=seed)
+        noise = drawn_noise(network, x, seed)
         labels = self.drop_labels(network, labels, seed, training)
-        return self.noised(network, x, noise * network.sigma_data, t, r, labels)
+        return self.noised(network, x, noise, t, r, labels)
 
     def target_times(self, network: Network, t: Any, progress: Any) -> Any:
         """r(t) at some progress of training.
@@ -306,11 +307,11 @@ class ContinuousConsistency(_ToTheData):
         x = at_least_float32(x)
         rows, dtype = ops.shape(x)[0], keras.backend.standardize_dtype(x.dtype)
         t = self.draw_times(network, rows, seed, dtype)
-        noise = keras.random.normal(ops.shape(x), dtype=dtype, seed=seed)
+        noise = drawn_noise(network, x, seed)
         done = ops.cast(progress, dtype) + ops.zeros_like(t)
         ramp = minimum(done / self.warmup, 1.0) if self.warmup else ops.ones_like(t)
         labels = self.drop_labels(network, labels, seed, training)
-        return self.noised(network, x, noise * network.sigma_data, t, ramp, labels)
+        return self.noised(network, x, noise, t, ramp, labels)
 
     def noised(
         self,

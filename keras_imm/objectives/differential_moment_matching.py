@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
@@ -12,9 +12,10 @@ from keras_imm.backend import jvp
 from keras_imm.flow_map import FlowMap, Network, per_sample
 from keras_imm.objectives.objective import Objective
 from keras_imm.objectives.velocity import (
+    JumpParticles,
+    drawn_noise,
+    jump_particles,
     log_squared_norm,
-    noised,
-    path_velocity,
     squared_norm,
 )
 from keras_imm.precision import at_least_float32, maximum, mean
@@ -24,29 +25,12 @@ _MIN_C_OUT = 1e-6
 _MIN_SQUARED_NORM = 1e-30
 
 
-class Particles(NamedTuple):
-    """One batch, noised: rows i M ... i M + M - 1 are group i and share s and t.
-
-    Attributes:
-        x_t: Samples at time t, shape (batch, ...).
-        t: Times of shape (batch,).
-        s: Times of shape (batch,), s <= t.
-        velocity: alpha'(t) x + sigma'(t) noise, the shape of `x_t`.
-        labels: Integers of shape (batch,), or None.
-    """
-
-    x_t: Any
-    t: Any
-    s: Any
-    velocity: Any
-    labels: Any = None
-
-
 @keras.saving.register_keras_serializable(package="keras_imm.objectives")
 class DifferentialMomentMatching(Objective):
     """Moment matching with an infinitesimal gap between r and t.
 
-    With d the derivative of f_{s,t}(x_t) along the path, the target of a particle y is
+    Rows i M ... i M + M - 1 of a batch are group i and share s and t. With d the
+    derivative of f_{s,t}(x_t) along the path, the target of a particle y is
     y - (t - r) d. The gradient of the squared MMD is then (t - r) times the kernel's
     mixed second derivative applied to d; for the Laplace kernel, which has a corner
     where particle and target meet, it is the unit vector d / ||d|| at any gap, and the
@@ -120,7 +104,7 @@ class DifferentialMomentMatching(Objective):
         seed: keras.random.SeedGenerator,
         progress: Any = None,
         training: bool = True,
-    ) -> Particles:
+    ) -> JumpParticles:
         check_batch_size(x.shape[0], self.group_size)
         x = at_least_float32(x)
         dtype = keras.backend.standardize_dtype(x.dtype)
@@ -129,18 +113,17 @@ class DifferentialMomentMatching(Objective):
             groups, network.min_time, network.max_time, seed, dtype
         )
         s, t = (ops.repeat(time, self.group_size, axis=0) for time in (s, t))
-        noise = keras.random.normal(ops.shape(x), dtype=dtype, seed=seed)
+        noise = drawn_noise(network, x, seed)
         labels = self.drop_labels(network, labels, seed, training)
-        return self.noised(network, x, noise * network.sigma_data, t, s, labels)
+        return self.noised(network, x, noise, t, s, labels)
 
     def noised(
         self, network: Network, x: Any, noise: Any, t: Any, s: Any, labels: Any = None
-    ) -> Particles:
+    ) -> JumpParticles:
         """Particles of given noise of standard deviation `sigma_data`, and times."""
-        of = network.schedule, x, noise, t
-        return Particles(noised(*of), t, s, path_velocity(*of), labels)
+        return jump_particles(network.schedule, x, noise, t, s, labels)
 
-    def target(self, network: Network, particles: Particles) -> Any:
+    def target(self, network: Network, particles: JumpParticles) -> Any:
         """d f_{s,t}(x_t) / dt along the path, of the shape of `x_t`."""
         p = particles
         output, rate = network.total_derivative(p.x_t, p.t, p.s, p.labels, p.velocity)
@@ -156,7 +139,7 @@ class DifferentialMomentMatching(Objective):
         along = skip_rate * p.x_t + skip * p.velocity
         return along + out_rate * output + out * rate
 
-    def loss(self, network: Network, particles: Particles, target: Any) -> tuple:
+    def loss(self, network: Network, particles: JumpParticles, target: Any) -> tuple:
         """What has the limit's gradient: d is constant, and y the flow map's result."""
         p = particles
         c = network.coefficients(p.s, p.t)

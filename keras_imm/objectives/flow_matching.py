@@ -11,6 +11,7 @@ from keras_imm.flow_map import FlowMap, Network
 from keras_imm.objectives.objective import Objective
 from keras_imm.objectives.velocity import (
     check_velocity,
+    drawn_noise,
     log_squared_norm,
     noised,
     path_velocity,
@@ -81,9 +82,9 @@ class FlowMatching(Objective):
         dtype = keras.backend.standardize_dtype(x.dtype)
         rows = (ops.shape(x)[0],)
         t = self.times.sample(rows, network.min_time, network.max_time, seed, dtype)
-        noise = keras.random.normal(ops.shape(x), dtype=dtype, seed=seed)
+        noise = drawn_noise(network, x, seed)
         labels = self.drop_labels(network, labels, seed, training)
-        return self.noised(network, x, noise * network.sigma_data, t, labels)
+        return self.noised(network, x, noise, t, labels)
 
     def noised(
         self, network: Network, x: Any, noise: Any, t: Any, labels: Any = None

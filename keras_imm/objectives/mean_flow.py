@@ -1,7 +1,7 @@
 """MeanFlow and improved MeanFlow: regression to the average velocity's identity."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
@@ -12,12 +12,13 @@ from keras_imm.objectives.objective import Objective
 from keras_imm.objectives.roles import Roles
 from keras_imm.objectives.velocity import (
     AVERAGE_VELOCITY,
+    JumpParticles,
     adaptive,
     check_average_velocity,
+    drawn_noise,
     guided_velocity,
+    jump_particles,
     log_squared_norm,
-    noised,
-    path_velocity,
     squared_norm,
 )
 from keras_imm.precision import at_least_float32, maximum, mean, minimum
@@ -28,24 +29,6 @@ from keras_imm.validation import (
     check_number,
     check_positive_number,
 )
-
-
-class Particles(NamedTuple):
-    """One batch, noised.
-
-    Attributes:
-        x_t: Samples at time t, shape (batch, ...).
-        t: Times of shape (batch,).
-        s: Times of shape (batch,), s <= t; s = t where a row learns the velocity.
-        velocity: alpha'(t) x + sigma'(t) noise, the shape of `x_t`.
-        labels: Integers of shape (batch,), or None.
-    """
-
-    x_t: Any
-    t: Any
-    s: Any
-    velocity: Any
-    labels: Any = None
 
 
 @keras.saving.register_keras_serializable(package="keras_imm.objectives")
@@ -166,7 +149,7 @@ class MeanFlow(Objective):
         seed: keras.random.SeedGenerator,
         progress: Any = None,
         training: bool = True,
-    ) -> Particles:
+    ) -> JumpParticles:
         x = at_least_float32(x)
         rows, dtype = ops.shape(x)[0], keras.backend.standardize_dtype(x.dtype)
         given = (rows,), network.min_time, network.max_time, seed, dtype
@@ -174,18 +157,17 @@ class MeanFlow(Objective):
         b = (self.target_times or self.times).sample(*given)
         t = a if self.target_times else maximum(a, b)
         s = ops.where(self._roles.of_velocity(rows), t, minimum(a, b))
-        noise = keras.random.normal(ops.shape(x), dtype=dtype, seed=seed)
+        noise = drawn_noise(network, x, seed)
         labels = self.drop_labels(network, labels, seed, training)
-        return self.noised(network, x, noise * network.sigma_data, t, s, labels)
+        return self.noised(network, x, noise, t, s, labels)
 
     def noised(
         self, network: Network, x: Any, noise: Any, t: Any, s: Any, labels: Any = None
-    ) -> Particles:
+    ) -> JumpParticles:
         """Particles of given noise of standard deviation `sigma_data`, and times."""
-        of = network.schedule, x, noise, t
-        return Particles(noised(*of), t, s, path_velocity(*of), labels)
+        return jump_particles(network.schedule, x, noise, t, s, labels)
 
-    def target(self, network: Network, particles: Particles) -> Any:
+    def target(self, network: Network, particles: JumpParticles) -> Any:
         """v - (t - s) du/dt, of the shape of `x_t`."""
         p = particles
         v = p.velocity
@@ -200,7 +182,7 @@ class MeanFlow(Objective):
         _, du_dt = network.total_derivative(p.x_t, p.t, p.s, p.labels, along)
         return v - per_sample(p.t - p.s, v) * network.sigma_data * du_dt
 
-    def loss(self, network: Network, particles: Particles, target: Any) -> tuple:
+    def loss(self, network: Network, particles: JumpParticles, target: Any) -> tuple:
         """||e||^2 / sg(||e||^2 + c)^p with e = (u - target) / sigma_data."""
         p = particles
         error = network.output(p.x_t, p.t, p.s, p.labels) - target / network.sigma_data

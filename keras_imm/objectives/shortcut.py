@@ -13,6 +13,7 @@ from keras_imm.objectives.roles import Roles
 from keras_imm.objectives.velocity import (
     AVERAGE_VELOCITY,
     check_average_velocity,
+    drawn_noise,
     log_squared_norm,
     noised,
     path_velocity,
@@ -158,11 +159,11 @@ class Shortcut(Objective):
         t = (1.0 + ops.floor(minimum(uniform() / unit, 1.0 / unit - 1.0))) * unit
         step = ops.where(of_velocity, ops.zeros_like(step), step)
 
-        noise = keras.random.normal(ops.shape(x), dtype=dtype, seed=seed)
+        noise = drawn_noise(network, x, seed)
         if labels is not None:
             dropped = self.drop_labels(network, labels, seed, training)
             labels = ops.where(of_velocity, dropped, labels)
-        return self.noised(network, x, noise * network.sigma_data, t, step, labels)
+        return self.noised(network, x, noise, t, step, labels)
 
     def noised(
         self,

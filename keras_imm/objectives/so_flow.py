@@ -14,6 +14,7 @@ from keras_imm.objectives.velocity import (
     AVERAGE_VELOCITY,
     adaptive,
     check_average_velocity,
+    drawn_noise,
     guided_velocity,
     log_squared_norm,
     noised,
@@ -188,9 +189,8 @@ class SoFlow(Objective):
             of_velocity = self._roles.of_velocity(rows)
             t = ops.where(of_velocity, self.flow_matching_times.sample(*given), t)
             s = ops.where(of_velocity, t, s)
-        noise = keras.random.normal(ops.shape(x), dtype=dtype, seed=seed)
+        noise = drawn_noise(network, x, seed)
         labels = self.drop_labels(network, labels, seed, training)
-        noise = noise * network.sigma_data
         return self.noised(network, x, noise, t, s, middle, labels)
 
     def noised(

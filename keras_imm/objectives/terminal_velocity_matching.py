@@ -11,6 +11,7 @@ from keras_imm.objectives.objective import Objective
 from keras_imm.objectives.velocity import (
     AVERAGE_VELOCITY,
     check_average_velocity,
+    drawn_noise,
     log_squared_norm,
     noised,
     path_velocity,
@@ -115,9 +116,9 @@ class TerminalVelocityMatching(Objective):
         s = maximum(minimum(s, end - gap), start)
         t = minimum(s + gap, end)
         t_v = self.times.sample((rows,), start, end, seed, dtype)
-        noise = keras.random.normal(ops.shape(x), dtype=dtype, seed=seed)
+        noise = drawn_noise(network, x, seed)
         labels = self.drop_labels(network, labels, seed, training)
-        return self.noised(network, x, noise * network.sigma_data, t, s, t_v, labels)
+        return self.noised(network, x, noise, t, s, t_v, labels)
 
     def _truncated(self, rows: Any, largest: Any, seed: Any, dtype: str) -> Any:
         """Draws of `times` that are at most `largest`, by its distribution function."""

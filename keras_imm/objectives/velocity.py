@@ -1,8 +1,9 @@
 """What objectives that learn a flow's velocity share: paths, guidance and errors."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -20,6 +21,39 @@ AVERAGE_VELOCITY: Mapping[str, Any] = {
     "max_time": 1.0,
 }
 _MIN_SQUARED_ERROR = 1e-30
+
+
+class JumpParticles(NamedTuple):
+    """One batch, noised, with where its rows jump from and to.
+
+    Attributes:
+        x_t: Samples at time t, shape (batch, ...).
+        t: Times of shape (batch,).
+        s: Times of shape (batch,), s <= t; s = t where a row learns the velocity.
+        velocity: alpha'(t) x + sigma'(t) noise, the shape of `x_t`.
+        labels: Integers of shape (batch,), or None.
+    """
+
+    x_t: Any
+    t: Any
+    s: Any
+    velocity: Any
+    labels: Any = None
+
+
+def jump_particles(
+    schedule: schedules.Schedule, x: Any, noise: Any, t: Any, s: Any, labels: Any = None
+) -> JumpParticles:
+    """Particles of given noise of standard deviation `sigma_data`, and times."""
+    of = schedule, x, noise, t
+    return JumpParticles(noised(*of), t, s, path_velocity(*of), labels)
+
+
+def drawn_noise(network: Network, x: Any, seed: keras.random.SeedGenerator) -> Any:
+    """Noise of standard deviation `sigma_data`, of the shape and dtype of `x`."""
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    noise = keras.random.normal(ops.shape(x), dtype=dtype, seed=seed)
+    return noise * network.sigma_data
 
 
 def path_velocity(schedule: schedules.Schedule, x: Any, noise: Any, t: Any) -> Any:

@@ -31,6 +31,7 @@ from keras_imm.objectives import (
     SoFlow,
     TerminalVelocityMatching,
 )
+from keras_imm.objectives.velocity import JumpParticles
 
 NULL = 3
 D = 4
@@ -379,7 +380,7 @@ def gradients_of(objective, net, x_t, t, s, d, labels, dtype):
         def flow_map(self, *args, **kwargs):
             return self.y
 
-    particles = type(objective).draw.__globals__["Particles"](x_t, t, s, d, None)
+    particles = JumpParticles(x_t, t, s, d, None)
     return value_and_gradient(
         lambda y: objective.loss(Constant(y), particles, d)[0], start
     )[1]
