@@ -159,7 +159,12 @@ def test_a_run_that_continues_has_the_same_averages(tmp_path):
         fit(model, callbacks, epochs)
 
     run(tmp_path / "cut", 2)
+    # One that was written before the process was killed, without its checkpoint.
+    folder = tmp_path / "cut" / "averages"
+    last = averages.snapshots(folder)[2 * STEPS // 3]
+    (folder / averages.FILE.format(step=100)).write_bytes(last.read_bytes())
     run(tmp_path / "cut", 3)
+    assert list(averages.snapshots(folder)) == [8, 16, 24]
     run(tmp_path / "whole", 3)
     cut, whole = (
         averages.unpack(averages.snapshots(tmp_path / each / "averages")[STEPS])[2]
