@@ -2,6 +2,7 @@
 # make fashion [BACKEND=torch] [ARGS="--effort=gpu"]                the same at 28x28, longer
 # make test   [BACKENDS="jax"] [ARGS="-k frechet"]                  all tests, each backend
 # make check  [BACKEND=torch] [ARGS="-k unet"]                      the fast tests, one backend
+# make docs                                                      the pages: site/index.html
 # make lint
 # PYTHON=python3.12 chooses the interpreter that .venv is made from.
 # TENSORFLOW=tensorflow installs the build with GPU kernels.
@@ -25,7 +26,7 @@ extra = $(if $(filter tensorflow,$(1)),$(TENSORFLOW),$(1))
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help digits fashion test check lint clean
+.PHONY: help digits fashion test check docs lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -53,12 +54,16 @@ check: $(VENV)/stamps/test
 	OMP_NUM_THREADS=1 KERAS_BACKEND=$(BACKEND) $(VENV)/bin/python -m pytest -n 2 -q \
 		-m "not slow" $(addprefix --ignore=tests/,examples benchmarks serving) $(ARGS)
 
+# A broken link, a public name without docstring and a fetch from elsewhere are errors.
+docs: $(VENV)/stamps/docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build
+
 lint: $(VENV)/stamps/lint
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site
 
 # A stamp is one finished installation into .venv; they add up, so that switching
 # BACKEND installs what is missing and no more.
@@ -76,8 +81,15 @@ $(VENV)/stamps/digits-%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@mkdir -p $(@D) && touch $@
 
 $(VENV)/stamps/test: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable ".[$(TENSORFLOW),jax,torch,hub,data,tensorboard,examples,dev]"
+	$(PIP) --editable ".[$(TENSORFLOW),jax,torch,hub,data,tensorboard,examples,docs,dev]"
 	$(PIP) --no-deps tensorflow-serving-api # which asks for another TensorFlow
+	$(PIP) --no-deps tritonclient # and this for another ml_dtypes
+	@mkdir -p $(@D) && touch $@
+
+# The pages are made of the sources, which are not run: no framework, no Keras.
+$(VENV)/stamps/docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) $$($(VENV)/bin/python -c 'import tomllib; \
+		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
 	@mkdir -p $(@D) && touch $@
 
 $(VENV)/stamps/lint: constraints.txt | $(VENV)/bin/python

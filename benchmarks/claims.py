@@ -7,8 +7,9 @@ A claim is a set of variants of one setting: the network of examples/digits.py (
 of Fashion-MNIST, --data), IMM as published but for what the variant says, and the same
 steps for all. Each run is a process; one that is in the file of results is not
 repeated. --table prints, for each claim, the Fréchet distance and the agreement at each
-number of steps, mean and standard error over the seeds; docs/claims.md says what the
-paper claims and what came out.
+number of steps, mean and standard error over the seeds, and the share of the gradient
+that the particles of a group owe to each other (`keras_imm.objectives.mmd`), mean over
+the training; docs/claims.md says what the paper claims and what came out.
 """
 
 import json
@@ -23,8 +24,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples")
 import array_batches
 import budgets
 import keras
+import numpy as np
 import training_report
 from absl import app, flags
+from keras import ops
 
 import keras_imm
 from keras_imm.files.atomic import write_json
@@ -58,7 +61,50 @@ def network(**arguments):
     return {"network": arguments}
 
 
-# By claim the variants: arguments of `IMM`, and of the network.
+class ShrinkingGap(keras_imm.objectives.MomentMatching):
+    """Moment matching whose smallest gap falls while it trains, as an exponential."""
+
+    needs_total_steps = True
+
+    def __init__(self, first, last, **arguments):
+        super().__init__(**arguments)
+        self.gaps = first, last
+
+    def draw(self, network, x, labels, seed, progress=None, training=True):
+        first, last = self.gaps
+        gap = first * ops.exp(np.log(last / first).astype("float32") * progress)
+        self.time_mapping.min_gap = gap
+        return super().draw(network, x, labels, seed, progress, training)
+
+
+class Gamma(keras_imm.samplers.Sampler):
+    """Between pushforward (gamma 0) and restart (1): CTM's gamma sampling.
+
+    It jumps below s, to where eta is that of s times sqrt(1 - gamma^2), and adds noise
+    up to s (Kim et al., 2024, arXiv:2310.02279).
+    """
+
+    def __init__(self, gamma):
+        self.gamma = gamma
+
+    def step(self, network, x, t, s, index, noise):
+        schedule = network.schedule
+        below = schedule.inverse_eta((1.0 - self.gamma**2) ** 0.5 * schedule.eta(s))
+        below = ops.where(s <= network.min_time, s, below)
+        x = network.flow_map(x, t, below)
+        if noise is None:  # of one step
+            return x
+        ratio = schedule.alpha(s) / schedule.alpha(below)
+        variance = schedule.sigma(s) ** 2 - (ratio * schedule.sigma(below)) ** 2
+        renoised = ratio * x + ops.sqrt(ops.maximum(variance, 0.0)) * noise
+        return ops.where(s <= network.min_time, x, renoised)
+
+    def noises(self, num_steps):
+        return num_steps - 1
+
+
+# By claim the variants: arguments of `IMM`, and of the network; the sampler that is
+# measured, or the first and the last of gaps that shrink.
 CLAIMS = {
     # Fig. 5: training is stable with 4 particles or more, and not with 1.
     "particles": {f"M = {m}": {"group_size": m} for m in (1, 2, 4, 8, 16)},
@@ -109,6 +155,19 @@ CLAIMS = {
         "energy": {"kernel": "energy"},
         "pseudo-Huber 0.5": {"kernel": keras_imm.kernels.PseudoHuber(0.5)},
     },
+    # What the paper left open.
+    "sampler": {
+        "pushforward": {},
+        "restart": {"sampler": "restart"},
+        "gamma 0.25": {"sampler": Gamma(0.25)},
+        "gamma 0.5": {"sampler": Gamma(0.5)},
+    },
+    "gap schedule": {
+        "0.005": {},
+        "0.05 to 0.005": {"gaps": (0.05, 0.005)},
+        "0.1 to 0.002": {"gaps": (0.1, 0.002)},
+        "0.005 to 0.0005": {"gaps": (0.005, 0.0005)},
+    },
 }
 
 
@@ -116,7 +175,12 @@ def build(data, variant, seed, steps):
     keras.utils.set_random_seed(seed)
     arguments = {**GAP, **variant}
     backbone = data.backbone(**arguments.pop("network", {}))
-    model = keras_imm.IMM(backbone, seed=seed, **arguments)
+    arguments.pop("sampler", None)
+    if gaps := arguments.pop("gaps", None):
+        objective = ShrinkingGap(*gaps, **arguments)
+        model = keras_imm.FlowMapModel(backbone, objective, seed=seed)
+    else:
+        model = keras_imm.IMM(backbone, seed=seed, **arguments)
     rate = training_report.cosine_rate(2e-3, steps, 100)
     model.compile(training_report.averaging(keras.optimizers.Adam, rate, 0.995))
     return model
@@ -138,7 +202,13 @@ def run_one(claim, variant, seed, steps, batch_size):
         "batch_size": batch_size,
         "backend": keras.backend.backend(),
         "history": history,
-        "results": budgets.rows_of(model, data, SAMPLING_STEPS, seed),
+        "results": budgets.rows_of(
+            model,
+            data,
+            SAMPLING_STEPS,
+            seed,
+            sampler=CLAIMS[claim][variant].get("sampler"),
+        ),
     }
 
 
@@ -150,8 +220,8 @@ def table(runs):
         lines = [
             f"### {claim}",
             "",
-            f"| variant | backend | seeds | {' | '.join(titles)} |",
-            "|---" * (3 + len(titles)) + "|",
+            f"| variant | backend | seeds | {' | '.join(titles)} | interaction |",
+            "|---" * (4 + len(titles)) + "|",
         ]
         groups = {}
         for one in runs:
@@ -160,7 +230,9 @@ def table(runs):
         for (variant, backend), group in groups.items():
             seeds = ", ".join(str(one["seed"]) for one in group)
             cells = " | ".join(budgets.cells([one["results"] for one in group]))
-            lines.append(f"| {variant} | {backend} | {seeds} | {cells} |")
+            shares = [one.get("history", {}).get("interaction_share") for one in group]
+            share = f"{np.mean(shares):.3f}" if None not in shares else ""
+            lines.append(f"| {variant} | {backend} | {seeds} | {cells} | {share} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 

@@ -2,16 +2,21 @@
 
     KERAS_BACKEND=jax python benchmarks/objectives.py --seeds=0,1,2,3,4
     KERAS_BACKEND=jax python benchmarks/objectives.py --seeds=10 --tuning
+    KERAS_BACKEND=jax python benchmarks/objectives.py --costs
+    KERAS_BACKEND=jax python benchmarks/objectives.py --best --budget=time --seeds=0,1
     python benchmarks/objectives.py --table
     python benchmarks/objectives.py --data=fashion_mnist --seeds=0,1
 
 Each run is a process. Backbone, optimizer, batch and data are the same for all; what an
-objective is given beside is in CONFIGURATIONS, and what it was tuned by, four trials
-each, in TRIALS. --budget says what all have in common: the steps (`steps`, of moment
-matching), the forward passes of the network (`passes`), or the time (`time`: steps by
-the cost of a step that --costs measures in processor seconds). A run that is in the
-file of results is not repeated. --table prints, for each objective, means over the
-seeds with their standard errors, and the median at one step.
+objective is given beside is in CONFIGURATIONS, and what it is tuned by, --trials of
+each, in TRIALS. --best takes the trial, or the configuration, whose Fréchet distances
+at 1, 2 and 4 steps have the smallest geometric mean among the runs of --tuning.
+--budget says what all have in common: the steps (`steps`, of moment matching), the
+forward passes of the network (`passes`), or the time (`time`: steps by the cost of a
+step that --costs measures in processor seconds). A run that is in the file of results
+is not repeated, and --merge adds those of other files. --table prints, for each
+objective, means over the seeds with their standard errors and, after the stroke, of
+label agreement, and the median at one step; with --precision, precision and recall.
 """
 
 import json
@@ -43,9 +48,16 @@ flags.DEFINE_multi_string("name", [], "A configuration. Default: all.")
 flags.DEFINE_list("seeds", "0", "Seeds.")
 flags.DEFINE_enum("budget", "steps", ["steps", "passes", "time"], "What all share.")
 flags.DEFINE_integer("steps", 4000, "Steps of moment matching.", lower_bound=1)
-flags.DEFINE_bool("tuning", False, "Run the trials of TRIALS instead.")
+flags.DEFINE_integer(
+    "num_samples", 10_000, "Images per measurement of clothes.", lower_bound=80
+)
+flags.DEFINE_bool("tuning", False, "Run the configurations and their trials.")
+flags.DEFINE_integer("trials", 4, "Trials of each objective.", lower_bound=0)
+flags.DEFINE_bool("best", False, "Run what was best among the runs of --tuning.")
+flags.DEFINE_multi_string("merge", [], "File whose runs to add; run nothing.")
 flags.DEFINE_bool("costs", False, "Measure the cost of a step of each; train nothing.")
 flags.DEFINE_bool("table", False, "Print the table of the results; run nothing.")
+flags.DEFINE_bool("precision", False, "Precision and recall in --table.")
 flags.DEFINE_string("out", "", "File of the results. Default: one by the data's name.")
 flags.DEFINE_string("one", "", "For the child processes: JSON of one run.")
 
@@ -55,6 +67,7 @@ RATE = 2e-3
 WARMUP = 100
 EMA = 0.995
 SAMPLING_STEPS = (1, 2, 4, 8, 32)
+OF_TUNING = (1, 2, 4)
 GAP = keras_imm.time_mappings.EtaDecrement(k=12, min_gap=0.005)
 STRIDE = {"second_time": "stride", "time_scale": 1.0}
 
@@ -202,9 +215,16 @@ def build(data, name, trial, seed, steps):
     return model
 
 
+def results_of(model, data, seed):
+    """What is measured of a trained model; what --best looks at, of one of --tuning."""
+    if FLAGS.tuning:
+        return budgets.rows_of(model, data, OF_TUNING, seed, of_neighbours=())
+    return budgets.rows_of(model, data, SAMPLING_STEPS, seed)
+
+
 def run_one(name, trial, seed, steps):
     """Trains and measures one run."""
-    data = budgets.Data(FLAGS.data)
+    data = budgets.Data(FLAGS.data, FLAGS.num_samples)
     model = build(data, name, trial, seed, steps)
     epoch = min(200, steps)
     batches = array_batches.Batches(data.arrays, BATCH, epoch, seed)
@@ -222,7 +242,7 @@ def run_one(name, trial, seed, steps):
         / epoch,
         "peak_mebibytes": measuring.peak_mib(),
         "logs": {key: values[-1] for key, values in history.items()},
-        "results": budgets.rows_of(model, data, SAMPLING_STEPS, seed),
+        "results": results_of(model, data, seed),
         **{k: v for k, v in training_report.environment().items() if k != "command"},
     }
 
@@ -241,12 +261,35 @@ def steps_of(name, costs):
 
 
 def key(one):
-    return one["name"], one["trial"], one["seed"], one["budget"]
+    return tuple(one[k] for k in ("name", "trial", "seed", "budget", "tuning"))
+
+
+def few_steps(one):
+    """Geometric mean of the Fréchet distances at 1, 2 and 4 steps."""
+    found = {row["steps"]: row["frechet"] for row in one["results"]}
+    return float(np.exp(np.mean([np.log(found[n]) for n in OF_TUNING])))
+
+
+def best_trial(name, runs, backend):
+    """The trial, or None, that was best on the seeds of --tuning."""
+    found = {}
+    for one in runs:
+        if one["tuning"] and (one["name"], one["backend"]) == (name, backend):
+            found.setdefault(one["trial"], []).append(few_steps(one))
+    return min(found, key=lambda trial: np.mean(found[trial])) if found else None
+
+
+def trials_of(name, runs, backend):
+    """The trials of a name to run; None is its configuration as it is."""
+    if FLAGS.tuning:
+        return [None, *list(TRIALS.get(name, {}))[: FLAGS.trials]]
+    return [best_trial(name, runs, backend) if FLAGS.best else None]
 
 
 def child(one):
     """Runs one in a process of its own."""
     command = [sys.executable, __file__, f"--data={FLAGS.data}"]
+    command += [f"--num_samples={FLAGS.num_samples}", f"--tuning={FLAGS.tuning}"]
     command.append(f"--one={json.dumps(one)}")
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(result.stdout.splitlines()[-1])
@@ -262,29 +305,47 @@ def cost_of(name):
     return float(np.median(times.seconds[1:])) / 20
 
 
-def table(results):
-    """Markdown: means over the seeds ± their standard errors, and a median."""
+def table(kept):
+    """Markdown: means over the seeds ± their standard errors, and a median.
+
+    The cost of a step is that of --costs, of the name's configuration.
+    """
     groups = {}
-    for one in results:
+    for one in kept["runs"]:
         title = one["name"] + (f": {one['trial']}" if one["trial"] else "")
-        groups.setdefault((title, one["budget"], one["backend"]), []).append(one)
+        budget = "tuning" if one["tuning"] else one["budget"]
+        groups.setdefault((budget, title, one["backend"]), []).append(one)
     titles = [f"{n} step{'s' if n > 1 else ''}" for n in SAMPLING_STEPS]
     lines = [
-        "| objective | budget | backend | seeds | steps | ms / step | "
+        "| objective | budget | backend | seeds | steps | cost, ms | peak MiB | "
         f"median at 1 step | {' | '.join(titles)} |",
-        "|---" * (7 + len(titles)) + "|",
+        "|---" * (8 + len(titles)) + "|",
     ]
-    for (title, budget, backend), group in groups.items():
-        cells = budgets.cells([one["results"] for one in group])
+    for (budget, title, backend), group in sorted(groups.items()):
+        cost = kept["costs"].get(backend, {}).get(group[0]["name"])
+        names = ("precision", "recall") if FLAGS.precision else ("frechet", "agreement")
+        cells = budgets.cells([one["results"] for one in group], names)
+        cells += [""] * (len(SAMPLING_STEPS) - len(cells))
         first = np.median([one["results"][0]["frechet"] for one in group])
-        milliseconds = 1000 * np.median([one["seconds_per_step"] for one in group])
-        seeds = ", ".join(str(one["seed"]) for one in group)
+        peak = np.median([one["peak_mebibytes"] for one in group])
+        seeds = ", ".join(str(seed) for seed in sorted(one["seed"] for one in group))
         lines.append(
             f"| {title} | {budget} | {backend} | {seeds} "
-            f"| {group[0]['training_steps']:,} | {milliseconds:.1f} "
+            f"| {group[0]['training_steps']:,} "
+            f"| {'' if cost is None else f'{1000 * cost:.1f}'} | {peak:.0f} "
             f"| {first:.3f} | {' | '.join(cells)} |"
         )
     return "\n".join(lines)
+
+
+def merge(kept, found):
+    """Adds what another file holds."""
+    done = {(*key(one), one["backend"]) for one in kept["runs"]}
+    for one in found["runs"]:
+        if (*key(one), one["backend"]) not in done:
+            kept["runs"].append(one)
+    for backend, costs in found["costs"].items():
+        kept["costs"].setdefault(backend, {}).update(costs)
 
 
 def main(_):
@@ -299,9 +360,14 @@ def main(_):
     if path.exists():
         kept = json.loads(path.read_text())
     if FLAGS.table:
-        print(table(kept["runs"]))
+        print(table(kept))
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    if FLAGS.merge:
+        for each in FLAGS.merge:
+            merge(kept, json.loads(pathlib.Path(each).read_text()))
+        write_json(path, kept)
+        return
     names = FLAGS.name or list(CONFIGURATIONS)
     backend = keras.backend.backend()
     if FLAGS.costs:
@@ -314,13 +380,13 @@ def main(_):
     done = {(*key(one), one["backend"]) for one in kept["runs"]}
     for seed in map(int, FLAGS.seeds):
         for each in names:
-            trials = list(TRIALS.get(each, {})) if FLAGS.tuning else [None]
-            for trial in trials:
-                if (each, trial, seed, FLAGS.budget, backend) in done:
+            for trial in trials_of(each, kept["runs"], backend):
+                one = {"name": each, "trial": trial, "seed": seed}
+                of_run = {"budget": FLAGS.budget, "tuning": FLAGS.tuning}
+                if (*key({**one, **of_run}), backend) in done:
                     continue
                 steps = steps_of(each, kept["costs"].get(backend, {}))
-                one = {"name": each, "trial": trial, "seed": seed, "steps": steps}
-                found = {**child(one), "budget": FLAGS.budget}
+                found = {**child({**one, "steps": steps}), **of_run}
                 kept["runs"].append(found)
                 write_json(path, kept)
                 first = found["results"][0]["frechet"]

@@ -5,10 +5,12 @@
     python benchmarks/quality_fashion.py --table
 
 Each leaves its folder below --out. A run that is finished is not repeated, and one that
-was cut short goes on. The steps of a run are --steps times a factor that makes the runs
-cost alike: flow matching, which has no target, makes 4/3 as many as `dit`, which is no
-less wall-clock; those of U-Nets are by the cost that was measured. --table prints the
-results as Markdown, --curves the quality at two steps while they were trained.
+was cut short goes on. --keep adds the finished ones to --file, which is committed.
+
+The steps of a run are --steps times a factor that makes the runs cost alike: flow
+matching, which has no target, makes 4/3 as many as `dit`, which is no less wall-clock;
+those of U-Nets are by the cost that was measured. --table prints the results as
+Markdown, --curves the quality at two steps while they were trained.
 """
 
 import json
@@ -20,6 +22,8 @@ import sys
 import numpy as np
 from absl import app, flags
 
+from keras_imm.files.atomic import write_json
+
 FLAGS = flags.FLAGS
 flags.DEFINE_multi_string("run", [], "A run of those below. Default: dit.")
 flags.DEFINE_list("seeds", "0,1,2", "Seeds to run.")
@@ -27,6 +31,13 @@ flags.DEFINE_integer("steps", 10_000, "Training steps of `dit`.", lower_bound=1)
 flags.DEFINE_integer("threads", 2, "CPU cores that a run may use.", lower_bound=1)
 flags.DEFINE_multi_string("flag", [], "Flag of every run: --flag=batch_size=64.")
 flags.DEFINE_string("out", "runs/quality_fashion", "Folder for the results.")
+flags.DEFINE_bool("keep", False, "Add the finished runs to --file; run nothing.")
+flags.DEFINE_string(
+    "machine", "2 cores", "Where the runs that --keep adds were made, for the table."
+)
+flags.DEFINE_string(
+    "file", "benchmarks/data/quality_fashion.json", "Where --keep and --table look."
+)
 flags.DEFINE_bool("table", False, "Print the table of the results; run nothing.")
 flags.DEFINE_bool("curves", False, "Print the quality in training; run nothing.")
 
@@ -49,10 +60,15 @@ RUNS = {
             **{"network": "unet", "padding": 2, "optimizer": "radam", "dropout": 0.2},
             **{"augmentation": True, "k": 15, "a": 1, "b": 5, "min_time": 0.006},
             **{"min_gap": 0.0, "attention_resolutions": 16, "label_dropout": 0.0},
+            "guidance": 0,  # its null label is not trained
         },
         1 / 4,
     ),
     "cosine": ({**SIMPLE_EDM, "schedule": "cosine", "max_time": 0.996}, 1.0),
+    "cosine_small_budget": (
+        {"parameterization": "simple_edm", "schedule": "cosine", "max_time": 0.996},
+        1.0,
+    ),
     "identity": (
         {"parameterization": "identity", "recipe": "published", "min_time": 0.006},
         1.0,
@@ -82,13 +98,31 @@ def run(name, seed):
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
-def results():
-    """(run, backend, seed, metrics) of the finished runs."""
+def finished():
+    """(run, backend, seed, metrics) of the finished runs below --out."""
     found = []
     for path in sorted(pathlib.Path(FLAGS.out).glob("*/metrics.json")):
         name, backend, seed = path.parent.name.rsplit("_", 2)
-        found.append((name, backend, int(seed), json.loads(path.read_text())))
+        found.append([name, backend, int(seed), json.loads(path.read_text())])
     return found
+
+
+def results():
+    """Runs that were kept, and the finished ones below --out, each once."""
+    path = ROOT / FLAGS.file
+    kept = json.loads(path.read_text()) if path.exists() else []
+    runs = {(*run[:3], run[3]["steps"]): run for run in finished() + kept}
+    return [runs[key] for key in sorted(runs)]
+
+
+def keep():
+    """Writes the runs without what is this machine's alone."""
+    runs = results()
+    for *_, metrics in runs:
+        metrics.pop("command", None)
+        metrics.setdefault("machine", FLAGS.machine)
+        metrics.get("flags", {}).pop("out", None)
+    write_json(ROOT / FLAGS.file, runs)
 
 
 def cell(row):
@@ -102,15 +136,17 @@ def table(found):
     counts = sorted({row["steps"] for *_, m in found for row in m["results"]})
     titles = [f"{n} step{'s' if n > 1 else ''}" for n in counts]
     lines = [
-        f"| run | backend | seed | steps | ms / step | {' | '.join(titles)} |",
-        "|---" * (5 + len(counts)) + "|",
+        "| run | backend | machine | seed | steps | ms / step "
+        f"| {' | '.join(titles)} |",
+        "|---" * (6 + len(counts)) + "|",
     ]
     for name, backend, seed, metrics in found:
         rows = {row["steps"]: row for row in metrics["results"]}
         milliseconds = 1000 * metrics["seconds"]["per_step"]
         cells = " | ".join(cell(rows.get(n)) for n in counts)
         lines.append(
-            f"| {name} | {backend} | {seed} | {metrics['steps']:,} "
+            f"| {name} | {backend} | {metrics.get('machine', FLAGS.machine)} | {seed} "
+            f"| {metrics['steps']:,} "
             f"| {milliseconds:.0f} | {cells} |"
         )
     return "\n".join(lines)
@@ -142,6 +178,9 @@ def main(_):
     unknown = set(FLAGS.run) - RUNS.keys()
     if unknown:
         raise app.UsageError(f"--run must be one of {', '.join(RUNS)}.")
+    if FLAGS.keep:
+        keep()
+        return
     if FLAGS.table or FLAGS.curves:
         found = results()
         if not found:

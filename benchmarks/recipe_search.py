@@ -50,6 +50,7 @@ SETTINGS = {
         "patch 7, DiT 192 x 4": {**ALIKE, "depth": 4, "steps": 2800},
         "U-Net": {**QUARTER, **SMALL, "network": "unet", "steps": 1000},
         "patch 7, DiT 192 x 3": ALIKE,
+        "small budget": ALIKE,
         "published": {**PUBLISHED, **PATCH_7},
         "time scale 1, stride": {**UNSCALED, **PATCH_7},
         "logit-normal": {**LOGIT_NORMAL, **PATCH_7},

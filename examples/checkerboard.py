@@ -12,8 +12,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # PyTorch spends more on sharing arrays this small between cores than it gains.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pathlib
-
 import keras
 import numpy as np
 from absl import app, flags
@@ -21,6 +19,7 @@ from keras import ops
 from matplotlib.figure import Figure
 
 import keras_imm
+from keras_imm.files.paths import user_path
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("steps", 1200, "Training steps.", lower_bound=1)
@@ -117,7 +116,7 @@ def draw(path, panels):
 
 
 def main(_):
-    out = pathlib.Path(FLAGS.out)
+    out = user_path(FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(FLAGS.seed)
 

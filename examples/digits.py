@@ -12,7 +12,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # PyTorch alone counts physical cores; give each framework what the machine has.
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
-import pathlib
 import time
 
 import digits_data
@@ -24,6 +23,7 @@ import training_report
 from absl import app, flags
 
 import keras_imm
+from keras_imm.files.paths import user_path
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(imm_flags)
@@ -47,11 +47,6 @@ flags.register_validator(
     "sampling_steps",
     lambda counts: counts and all(n.isdecimal() and int(n) > 0 for n in counts),
     "must be positive integers separated by commas",
-)
-flags.register_multi_flags_validator(
-    ["batch_size", "group_size"],
-    lambda values: values["batch_size"] % values["group_size"] == 0,
-    "--batch_size must be a multiple of --group_size",
 )
 flags.register_multi_flags_validator(
     ["steps", "steps_per_epoch"],
@@ -158,8 +153,11 @@ def draw_training(path, losses, history, steps_per_epoch):
 def main(_):
     start = time.perf_counter()
     imm_flags.choose_recipe()
+    imm_flags.check_batch_size(
+        keras_imm.objectives.MomentMatching(**imm_flags.objective_arguments())
+    )
     steps_per_epoch = min(FLAGS.steps_per_epoch, FLAGS.steps)
-    out = pathlib.Path(FLAGS.out)
+    out = user_path(FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
 
     keras.utils.set_random_seed(FLAGS.seed)

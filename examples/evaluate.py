@@ -24,7 +24,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import dataclasses
 import itertools
 import json
-import pathlib
 import sys
 
 import evaluation
@@ -39,6 +38,7 @@ from keras_imm import distribution, metrics
 from keras_imm.callbacks import pixels_to_uint8
 from keras_imm.files.atomic import atomic_file, write_text
 from keras_imm.files.checksum import sha256
+from keras_imm.files.paths import user_path
 from keras_imm.metrics.reference_statistics import named_features
 
 FLAGS = flags.FLAGS
@@ -163,7 +163,7 @@ def start_devices():
 
 def load_model():
     if FLAGS.checkpoint.endswith(".keras"):
-        model = keras.saving.load_model(FLAGS.checkpoint)
+        model = keras.saving.load_model(user_path(FLAGS.checkpoint))
     else:
         model = keras_imm.checkpoints.load_official(FLAGS.checkpoint)
     if FLAGS.guidance and not model.num_classes:
@@ -224,7 +224,7 @@ def is_statistics(path):
 
 def load_reference(network, to_uint8, chief):
     """Statistics from the file, or those of the data, computed once."""
-    path = pathlib.Path(FLAGS.reference).expanduser()
+    path = user_path(FLAGS.reference)
     if not (path.is_file() and is_statistics(path)):
         return computed("reference", FLAGS.reference, network, to_uint8, chief)
     reference = metrics.ReferenceStatistics.load(path)
@@ -238,7 +238,7 @@ def load_reference(network, to_uint8, chief):
 
 def computed(name, source, network, to_uint8, chief):
     """Statistics of data, in --out; the first process computes them."""
-    path = pathlib.Path(FLAGS.out) / f"{name}.npz"
+    path = user_path(FLAGS.out) / f"{name}.npz"
     if chief and not path.exists():
         print(f"Statistics of {source}", flush=True)
         options = {"split": FLAGS.split, "data_dir": FLAGS.data_dir}
@@ -264,9 +264,8 @@ def reference_to_uint8(to_uint8):
 
 def identity(path):
     """The same for the same file, wherever it is."""
-    if not os.path.isfile(path):
-        return path
-    return f"sha256:{sha256(path)}"
+    file = user_path(path)
+    return f"sha256:{sha256(file)}" if file.is_file() else path
 
 
 def claim_folder(out, chief):
@@ -345,7 +344,7 @@ def report(out, rows, names):
 
 
 def main(_):
-    out = pathlib.Path(FLAGS.out)
+    out = user_path(FLAGS.out)
     process = start_devices()
     chief = process[0] == 0
     grid = time_grid()

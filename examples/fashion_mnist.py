@@ -17,7 +17,6 @@ os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 import functools
 import gc
 import json
-import pathlib
 import time
 
 import imm_flags
@@ -31,6 +30,7 @@ import keras_imm
 from keras_imm import augmentation
 from keras_imm.datasets import FASHION_MNIST_CLASSES, fashion_mnist
 from keras_imm.files import atomic
+from keras_imm.files.paths import user_path
 from keras_imm.samplers import SamplingPlan
 
 # What the flags are that were not set.
@@ -89,6 +89,7 @@ flags.DEFINE_float(
     "Minutes of training steps: as many steps as fit, by the speed that is measured "
     f"before the first. Compilation and measurements come on top. {BY_EFFORT}",
     lower_bound=0.0,
+    upper_bound=10_000.0,
 )
 flags.DEFINE_integer(
     "steps", None, "Training steps, in place of --minutes.", lower_bound=1
@@ -98,7 +99,10 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer("batch_size", None, f"Batch size. {BY_EFFORT}", lower_bound=1)
 flags.DEFINE_float(
-    "learning_rate", None, f"Adam's learning rate, at its highest. {BY_EFFORT}"
+    "learning_rate",
+    None,
+    f"Adam's learning rate, at its highest. {BY_EFFORT}",
+    lower_bound=0.0,
 )
 flags.DEFINE_integer(
     "warmup_steps", None, f"Steps of linear warm-up. {BY_EFFORT}", lower_bound=0
@@ -126,7 +130,7 @@ flags.DEFINE_float(
     "guidance",
     None,
     "Guidance scale in sampling, for which a step evaluates the network twice; 0 for "
-    f"none. {BY_EFFORT} A run that is there is measured again with another.",
+    f"none. {BY_EFFORT} A run that is finished is measured again with another.",
     lower_bound=0.0,
 )
 flags.DEFINE_string("dtype", None, f"Dtype policy. {BY_EFFORT}")
@@ -177,8 +181,9 @@ def choose_flags():
         raise app.UsageError(
             "--augmentation is of --network=unet, which takes its labels."
         )
-    if FLAGS.batch_size % FLAGS.group_size:
-        raise app.UsageError("--batch_size must be a multiple of --group_size.")
+    imm_flags.check_batch_size(build_objective())
+    if FLAGS.method != "imm" and FLAGS["flow_matching_share"].present:
+        raise app.UsageError("--flow_matching_share is of --method=imm.")
     for name in ("sampling_steps", "channel_mult", "attention_resolutions"):
         if not FLAGS[name].value or not all(map(is_positive, FLAGS[name].value)):
             raise app.UsageError(
@@ -295,10 +300,14 @@ def find_run(out, chosen):
         UsageError: If it is a run of other flags or of another backend.
     """
     path = out / "run.json"
-    if not path.exists():
+    has_begun = any((out / "checkpoints").glob("epoch-*"))
+    if not path.exists() or not has_begun:
         return None
     run = json.loads(path.read_text())
     now = comparable(chosen)
+    if not (out / "metrics.json").exists():  # of which only the measurements may change
+        now["--guidance"] = chosen["guidance"]
+        run["compared"]["--guidance"] = run.get("guidance", chosen["guidance"])
     for name in sorted(now.keys() | run["compared"].keys()):
         before, given = run["compared"].get(name), now.get(name)
         if before != given:
@@ -312,6 +321,7 @@ def find_run(out, chosen):
 def start_run(out, chosen, data):
     """Decides the number of steps and keeps it for the calls that continue the run."""
     run = {"compared": comparable(chosen), "steps": FLAGS.steps}
+    run["guidance"] = chosen["guidance"]
     if FLAGS.steps is None:
         speed = seconds_per_step(data)
         steps = steps_in(FLAGS.minutes, speed, FLAGS.steps_per_epoch)
@@ -417,7 +427,7 @@ def draw_samples(path, data, generate, to_uint8):
 def main(_):
     start = time.perf_counter()
     chosen = choose_flags()
-    out = pathlib.Path(FLAGS.out)
+    out = user_path(FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
     run = find_run(out, chosen)
     keras.config.set_dtype_policy(FLAGS.dtype)

@@ -1,6 +1,6 @@
 """Flags of moment matching that the examples on pictures share, and what they make."""
 
-from absl import flags
+from absl import app, flags
 
 import keras_imm
 
@@ -58,6 +58,16 @@ def choose_recipe():
     for name, value in RECIPES[FLAGS.recipe].items():
         if not FLAGS[name].present:
             FLAGS[name].value = value
+
+
+def check_batch_size(objective):
+    """Raises UsageError unless a batch is whole groups of all their roles."""
+    rows = objective.rows_together
+    if FLAGS.batch_size % rows:
+        raise app.UsageError(
+            f"--batch_size must be a multiple of {rows}, by --group_size and "
+            f"--flow_matching_share. Received: --batch_size={FLAGS.batch_size}"
+        )
 
 
 def times():

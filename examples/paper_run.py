@@ -24,6 +24,7 @@ from absl import app, flags
 import keras_imm
 from keras_imm import callbacks, devices, distribution, memory, recipes
 from keras_imm.files.atomic import atomic_directory
+from keras_imm.files.paths import user_path
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -153,7 +154,7 @@ def start() -> distribution.Strategy:
 
 def out_folder() -> pathlib.Path:
     """--out, or a folder named after the recipe."""
-    return pathlib.Path(FLAGS.out or f"runs/{FLAGS.recipe}{'_smoke' * FLAGS.smoke}")
+    return user_path(FLAGS.out or f"runs/{FLAGS.recipe}{'_smoke' * FLAGS.smoke}")
 
 
 def smoke_data(make: Callable[[pathlib.Path], None]) -> pathlib.Path:

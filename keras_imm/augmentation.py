@@ -15,7 +15,10 @@ from keras_imm.validation import (
     check_positive_number,
 )
 
+__all__ = ["NUM_LABELS", "EDMAugmentation"]
+
 NUM_LABELS = 9
+"""Augmentation labels of an image: `augmentation_dim` of the backbone."""
 
 
 @keras.saving.register_keras_serializable(package="keras_imm")

@@ -15,7 +15,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_imm.validation import check_integer, check_number
+from keras_imm.files.paths import user_path
+from keras_imm.validation import check_integer, check_number, shortened
+
+__all__ = ["decay", "exponent", "mixture", "reconstruct", "snapshots"]
 
 FILE = "snapshot_{step:09d}.npz"
 _FILES = re.compile(r"snapshot_(\d{9})\.npz")
@@ -53,7 +56,7 @@ def decay(before: float, after: float, gamma: float) -> float:
 def snapshots(folder: str | os.PathLike) -> dict[int, pathlib.Path]:
     """The files of a folder by their steps, in order."""
     found = {}
-    folder = pathlib.Path(folder)
+    folder = user_path(folder)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         match = _FILES.fullmatch(path.name)
         if match:
@@ -130,7 +133,7 @@ def reconstruct(
     if step not in files:
         raise ValueError(
             f"`step` must be one of the snapshots in {str(folder)!r}: "
-            f"{', '.join(map(str, files))}. Received: step={step}"
+            f"{shortened(', '.join(map(str, files)))}. Received: step={step}"
         )
     kept = [unpack(path) for number, path in files.items() if number <= step]
     profiles = [(at, exponent(each)) for at, lengths, _ in kept for each in lengths]

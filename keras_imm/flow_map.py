@@ -111,6 +111,7 @@ class FlowMap:
         self.num_classes = int(getattr(backbone, "num_classes", 0) or 0)
         self.augmentation_dim = int(getattr(backbone, "augmentation_dim", 0) or 0)
         self.data_shape = _known_data_shape(backbone)
+        self._changed_layers = ()
 
     @property
     def null_label(self) -> int | None:
@@ -128,6 +129,8 @@ class FlowMap:
         # One without `build` of its own is called built when it comes from a file.
         if not all(layer.built for layer in keras_private.all_layers(self.backbone)):
             self.backbone(symbolic_inputs(self.backbone, self.data_shape))
+        _change_layers(self.backbone, self._changed_layers)
+        self._changed_layers = ()
 
     def __call__(
         self,
@@ -233,7 +236,8 @@ class FlowMap:
             ops.concatenate(pair) for pair in zip(inputs, unguided_inputs, strict=True)
         ]
         output = self.backbone(inputs, training=training)
-        guided, unguided = ops.split(output, 2)
+        rows = ops.shape(x_t)[0]  # by `ops.split` PyTorch would export no other number
+        guided, unguided = output[:rows], output[rows:]
         w = ops.cast(at_least_float32(guidance_scale), output.dtype)
         if guidance_interval is not None:
             interval = ops.cast(at_least_float32(guidance_interval), t.dtype)
@@ -267,20 +271,64 @@ class FlowMap:
             "min_time": self.min_time,
             "max_time": self.max_time,
             "num_classes": self.num_classes,  # may be an attribute alone
+            **self._layers_config(),
         }
+
+    def _layers_config(self) -> dict:
+        """Layers that are no longer as they were built; files need not have it."""
+        changed = _changed_layers(self.backbone)
+        return {"changed_layers": changed} if changed else {}
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "FlowMap":
         """The flow map that `get_config` described, with fresh weights."""
         config = dict(config)
         num_classes = config.pop("num_classes")
+        changed_layers = config.pop("changed_layers", ())
         for name in ("backbone", "schedule", "parameterization"):
             config[name] = keras.saving.deserialize_keras_object(
                 config[name], custom_objects=custom_objects
             )
         if num_classes and not hasattr(config["backbone"], "num_classes"):
             config["backbone"].num_classes = num_classes
-        return cls(**config)
+        flow_map = cls(**config)
+        flow_map.change_layers(changed_layers)
+        return flow_map
+
+    def change_layers(self, changed_layers: Sequence[dict]) -> None:
+        """Has layers quantized, and given weights of low rank, once they are built.
+
+        Args:
+            changed_layers: As `get_config` describes them under that name.
+        """
+        self._changed_layers = changed_layers
+        if changed_layers and self.data_shape is not None:
+            self.build(self.data_shape)
+
+
+def _changed_layers(backbone: keras.layers.Layer) -> list[dict]:
+    """Layers by their place, with their quantization and the rank of their LoRA."""
+    changed = []
+    for i, layer in enumerate(keras_private.all_layers(backbone)):
+        entry = {}
+        if getattr(layer, "quantization_mode", None) is not None:
+            entry["dtype_policy"] = keras.dtype_policies.serialize(layer.dtype_policy)
+        if getattr(layer, "lora_enabled", False):
+            entry["lora"] = {"rank": layer.lora_rank, "lora_alpha": layer.lora_alpha}
+        if entry:
+            changed.append({"layer": i, **entry})
+    return changed
+
+
+def _change_layers(backbone: keras.layers.Layer, changed: Sequence[dict]) -> None:
+    """Changes fresh layers alike, where their own config has not done it."""
+    layers = keras_private.all_layers(backbone)
+    for entry in changed:
+        layer = layers[entry["layer"]]
+        if "dtype_policy" in entry and layer.quantization_mode is None:
+            layer.dtype_policy = keras.dtype_policies.deserialize(entry["dtype_policy"])
+        if "lora" in entry and not layer.lora_enabled:
+            layer.enable_lora(**entry["lora"])
 
 
 class Network:

@@ -13,16 +13,29 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_imm import backend, objectives, parameterizations, samplers, schedules
+from keras_imm import (
+    backend,
+    fit_data,
+    objectives,
+    parameterizations,
+    samplers,
+    schedules,
+)
 from keras_imm.backend import keras_private
+from keras_imm.backend.checked_data import source_of
 from keras_imm.backend.loss_log import LossLog
 from keras_imm.backend.random_streams import assign_state, mix_seeds, random_states
 from keras_imm.files import presets
+from keras_imm.files.atomic import atomic_file
+from keras_imm.files.hdf5_file import hdf5_file
 from keras_imm.flow_map import FlowMap
+from keras_imm.keras_callbacks import adapted_callbacks
 from keras_imm.objectives.averaged_weights import check_momenta
+from keras_imm.optimizers.half_precision import check_half_precision
 from keras_imm.precision import at_least_float32
 from keras_imm.samplers.plan import SamplingPlan
 from keras_imm.samplers.request import SamplingRequest, checked_labels
+from keras_imm.training_data import DataChecks
 from keras_imm.training_length import orders_itself, steps_per_epoch_of
 from keras_imm.validation import (
     check_boolean,
@@ -174,6 +187,10 @@ class FlowMapModel(backend.TrainableModel):
         self._averages = None
         self._log = None
         self._generator = None
+        self._sampled_variables = ()
+        self._has_warned = False
+        self._warned_of = []
+        self._batch_checks = self._data_checks()
         self._frozen_layers = ()
         self._sampling_plan = self._pixels = self._class_names = None
         if flow_map.data_shape is not None:
@@ -382,6 +399,9 @@ class FlowMapModel(backend.TrainableModel):
         augmentation_labels: Any = None,
         guidance_interval: Any = None,
     ) -> Any:
+        known = backend.known_value(labels)
+        if known is not None:
+            checked_labels(self._flow_map, known)
         return self._flow_map(
             x_t,
             self.max_time if t is None else t,
@@ -402,6 +422,7 @@ class FlowMapModel(backend.TrainableModel):
         steps_per_execution: int = 1,
         jit_compile: bool | str = "auto",
         auto_scale_loss: bool = True,
+        **others: Any,
     ) -> None:
         """Configures training; the loss is the objective's.
 
@@ -420,20 +441,30 @@ class FlowMapModel(backend.TrainableModel):
                 the traced step and the steps of `generate`; "auto" compiles on CUDA
                 alone. What it cannot compile runs as traced, with a warning.
             auto_scale_loss: As in `keras.Model.compile`.
+            **others: Other arguments of `keras.Model.compile`, none of which is taken.
 
         Raises:
             ValueError: If the optimizer accumulates gradients itself: that moves
-                the average at every micro-step. Use `accumulation_steps`.
+                the average at every micro-step. Use `accumulation_steps`. Or if it
+                averages weights that PyTorch's own modules hold.
+            TypeError: If a loss or metrics are given.
         """
-        optimizer = keras.optimizers.get(optimizer)
-        inner = keras_private.unwrap_optimizer(optimizer)
-        steps = inner.gradient_accumulation_steps
-        if steps:
-            raise ValueError(
-                f"Use `accumulation_steps` of {type(self).__name__} in place of the "
-                "optimizer's `gradient_accumulation_steps`. Received: "
-                f"gradient_accumulation_steps={steps}"
+        received = list(others)
+        if not isinstance(run_eagerly, bool):  # Keras's second argument is a loss
+            received.append(f"run_eagerly={run_eagerly!r}")
+        if received:
+            raise TypeError(
+                "The loss is the model's `objective`, and callbacks such as "
+                "`SampleMetrics` measure samples: `compile` takes neither losses nor "
+                f"metrics. Received: {', '.join(received)}"
             )
+        if optimizer is None:
+            raise ValueError(
+                "`optimizer` must be a Keras optimizer or its name. Received: "
+                "optimizer=None"
+            )
+        optimizer = keras.optimizers.get(optimizer)
+        keras_private.prepare_inner_optimizers(optimizer, self._prepare_optimizer)
         super().compile(
             optimizer=optimizer,
             run_eagerly=run_eagerly,
@@ -454,9 +485,35 @@ class FlowMapModel(backend.TrainableModel):
         if self.built:
             self._build_optimizer()
 
+    def _prepare_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Checks an optimizer that is to update weights, before it is built."""
+        steps = optimizer.gradient_accumulation_steps
+        if steps:
+            raise ValueError(
+                f"Use `accumulation_steps` of {type(self).__name__} in place of the "
+                "optimizer's `gradient_accumulation_steps`. Received: "
+                f"gradient_accumulation_steps={steps}"
+            )
+        self._check_averages_can_be_taken(optimizer.use_ema)
+        keras_private.keep_averages_in_float32(optimizer)
+
+    def _check_averages_can_be_taken(self, use_ema: bool) -> None:
+        """Raises ValueError where averages would be kept of weights that stay raw."""
+        averages = use_ema or self.objective.averages
+        if averages and keras_private.has_torch_modules(self.backbone):
+            raise ValueError(
+                "A backbone with PyTorch's own modules (`TorchModuleWrapper`) computes "
+                "with their own parameters, never with averages. Use an optimizer "
+                "with `use_ema=False` and an objective without `averages`, or layers "
+                f"of Keras. Received: use_ema={use_ema}, "
+                f"averages={dict(self.objective.averages)}"
+            )
+
     def _build_optimizer(self) -> None:
-        own = keras_private.is_own_optimizer(self.optimizer)
-        with backend.initial_values_together() if own else contextlib.nullcontext():
+        together = keras_private.is_built_by_initializers(self.optimizer)
+        with (
+            backend.initial_values_together() if together else contextlib.nullcontext()
+        ):
             self.optimizer.build(self.trainable_variables)
 
     def _new_step(self) -> backend.TrainStep:
@@ -498,32 +555,90 @@ class FlowMapModel(backend.TrainableModel):
 
         The weights stay raw at the end; their averages stay in the optimizer. A data
         set with the attribute `ordered`, such as those of `keras_imm.datasets`, orders
-        its batches itself: they are not shuffled.
+        its batches itself: they are not shuffled. Data whose scale is not that of
+        `sigma_data` are warned of, once.
 
         Raises:
-            ValueError: If the objective's `total_steps` is needed and neither given
-                nor known from the data and the epochs.
+            ValueError: If labels are outside of [0, num_classes), before a weight
+                changes; if data are something else than the model takes, the last
+                batch of arrays is no whole groups, or a callback cannot work with
+                averaged weights; if weights were added since `compile`; or if the
+                objective's `total_steps` is needed and neither given nor known from
+                the data and the epochs.
         """
-        x = args[0] if args else kwargs.get("x")
+        given = fit_data.named_arguments(keras.Model.fit, args, kwargs)
+        fit_data.check_fit_arguments(given)
+        self._check_optimizer_knows_weights()
+        x = given.get("x")
         if orders_itself(x):
-            if kwargs.get("steps_per_epoch") is not None:
+            if given.get("steps_per_epoch") is not None:
                 raise ValueError(
                     "`steps_per_epoch` of a data set that orders its batches itself is "
                     "an argument of the data set. Received: steps_per_epoch="
-                    f"{kwargs['steps_per_epoch']!r}"
+                    f"{given['steps_per_epoch']!r}"
                 )
-            kwargs["shuffle"] = False
-        self._plan_progress(*args, **kwargs)
+            given["shuffle"] = False
+        given["callbacks"] = adapted_callbacks(
+            given.get("callbacks"), self._all_averages
+        )
+        checked = fit_data.checked_for_fit(
+            given,
+            self._data_checks(),
+            self.objective.rows_together,
+            self.accumulation_steps,
+            self.objective.rows_argument,
+        )
+        self._plan_progress(**given)
         # For callbacks that keep the position in the data.
-        shuffled = hasattr(x, "shape") and kwargs.get("shuffle", True)
+        shuffled = hasattr(x, "shape") and given.get("shuffle", True)
         self._fit_data = (x, bool(shuffled))
         try:
             with self._raw_weights_kept():
-                return super().fit(*args, **kwargs)
+                return super().fit(**checked)
         finally:
             del self._fit_data
             if hasattr(x, "end_epoch"):  # an epoch that was cut short counts
                 x.end_epoch()
+
+    def _data_checks(self) -> DataChecks:
+        return DataChecks(self.num_classes, self.sigma_data, self._warned_of)
+
+    def _check_optimizer_knows_weights(self) -> None:
+        """Raises ValueError if weights came or went since the model was compiled."""
+        optimizer = getattr(self, "optimizer", None)
+        if optimizer is None or not optimizer.built:
+            return
+        optimized = keras_private.optimized_variables(optimizer)
+        self._check_weights_are_there(optimized)
+        for inner in keras_private.inner_optimizers(optimizer):
+            check_half_precision(inner)
+        known = {id(v) for v in optimized}
+        new = [v.path for v in self.trainable_variables if id(v) not in known]
+        if new:
+            raise ValueError(
+                "The model has weights that its optimizer was not built for, such as "
+                f"those of `enable_lora`: compile it again. Received: {new[0]!r} and "
+                f"{len(new) - 1} others"
+            )
+
+    def _check_weights_are_there(self, weights: list) -> None:
+        """Raises ValueError if the model has these no more."""
+        layers = [self.backbone] + ([self.augmentation] if self.augmentation else [])
+        present = {i for layer in layers for i in keras_private.variable_ids(layer)}
+        lost = [v.path for v in weights if id(v) not in present]
+        if lost:
+            raise ValueError(
+                "The model has no longer the weights that its optimizer was built for: "
+                "use `quantize` of the model, not of its layers, or compile it again. "
+                f"Received: no {lost[0]!r} and {len(lost) - 1} others"
+            )
+
+    def _all_averages(self) -> list[keras.Variable]:
+        """The variables that hold averages of the weights: optimizer's, objective's."""
+        pairs = keras_private.moving_averages(getattr(self, "optimizer", None))
+        return [average for _, average in pairs] + [
+            v for _, v in self._named_averages()
+        ]
 
     def _plan_progress(
         self,
@@ -588,26 +703,45 @@ class FlowMapModel(backend.TrainableModel):
             The loss; with `return_dict=True` a dictionary of it and of the objective's
             other scalars.
         """
-        x = args[0] if args else kwargs.get("x")
-        position = x.get_state() if orders_itself(x) else None
+        given = fit_data.named_arguments(keras.Model.evaluate, args, kwargs)
+        fit_data.check_fit_arguments(given)
+        if not self.compiled:
+            raise ValueError("You must call `compile()` before using the model.")
+        source = source_of(given.get("x"))
+        if not given.get("_use_cached_eval_dataset"):
+            given["x"] = fit_data.checked_data(
+                self._data_checks(), source, given.get("y"), shuffle=False
+            )
+        position = source.get_state() if orders_itself(source) else None
         state = ops.convert_to_numpy(self.seed_generator.state)
         assign_state(
             self.seed_generator.state, [mix_seeds(self.seed, _EVALUATION_STREAM), 0]
         )
         try:
-            return _loss_of(super().evaluate(*args, **kwargs))
+            return _loss_of(super().evaluate(**given))
         finally:
             assign_state(self.seed_generator.state, state)
             if position is not None:
-                x.set_state(position)
+                source.set_state(position)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.train_on_batch`; returns what `evaluate` does."""
-        return _loss_of(super().train_on_batch(*args, **kwargs))
+        """As `keras.Model.train_on_batch`; returns what `evaluate` does.
+
+        The first batch that is given so is warned of where its scale is not that of
+        `sigma_data`.
+        """
+        given = fit_data.named_arguments(keras.Model.train_on_batch, args, kwargs)
+        return _loss_of(super().train_on_batch(**self._checked_batch(given)))
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.test_on_batch`; returns what `evaluate` does."""
-        return _loss_of(super().test_on_batch(*args, **kwargs))
+        given = fit_data.named_arguments(keras.Model.test_on_batch, args, kwargs)
+        return _loss_of(super().test_on_batch(**self._checked_batch(given)))
+
+    def _checked_batch(self, given: dict) -> dict:
+        fit_data.check_fit_arguments(given)
+        self._batch_checks((given.get("x"), given.get("y")))
+        return given
 
     # -- Flow maps and samples
 
@@ -660,6 +794,7 @@ class FlowMapModel(backend.TrainableModel):
         plan.check_guidance(self._flow_map)
         x_t = at_least_float32(x_t)
         labels = checked_labels(self._flow_map, labels)
+        self.warn_of_untrained_labels(labels, plan)
         for name, value in (("t", t), ("s", s), ("labels", labels)):
             shape = () if value is None else tuple(np.shape(value))
             if shape not in ((), (x_t.shape[0],)):
@@ -670,7 +805,7 @@ class FlowMapModel(backend.TrainableModel):
         if labels is not None:
             labels = np.broadcast_to(labels, x_t.shape[:1])
         values = self.weights_for_sampling(weights)
-        return self._sampling().flow_map(values, x_t, t, s, labels, plan)
+        return self._generator.flow_map(values, x_t, t, s, labels, plan)
 
     def generate(
         self,
@@ -739,10 +874,11 @@ class FlowMapModel(backend.TrainableModel):
             self._flow_map, 1 + plan.noises(), labels, num_samples, noise
         )
         check_integer("batch_size", batch_size, at_least=1)
+        self.warn_of_untrained_labels(request.labels, plan)
         batch_size = min(batch_size, request.count)
         stream = self._sampling_stream(seed)
         values = self.weights_for_sampling(weights)
-        sampling = self._sampling()
+        sampling = self._generator  # which that has looked at
 
         batches = -(-request.count // batch_size)
         evaluations = batches * plan.evaluations()
@@ -791,6 +927,7 @@ class FlowMapModel(backend.TrainableModel):
             batches = [x]
         else:
             batches = itertools.islice(x, steps)
+        callbacks = adapted_callbacks(callbacks, self._all_averages)
         callbacks = keras.callbacks.CallbackList(callbacks, model=self)
         callbacks.on_predict_begin()
         outputs = []
@@ -846,13 +983,20 @@ class FlowMapModel(backend.TrainableModel):
                 "The shape of the data is not known yet: train the model, call it on "
                 "data, or `build` it before sampling."
             )
+        self.hold_values()
         variables = self._sampling().variables
         if isinstance(weights, Mapping):
             return self._with_given(variables, weights)
         averages = self._optimizer_averages() if weights == "ema" else {}
-        if averages:
-            variables = [averages.get(id(v), v) for v in variables]
-        return keras_private.values_of(variables)
+        if not averages:
+            return keras_private.values_of(variables)
+        values = keras_private.values_of([averages.get(id(v), v) for v in variables])
+        return [
+            value
+            if variable.dtype == keras.backend.standardize_dtype(value.dtype)
+            else ops.cast(value, variable.dtype)  # of half-precision weights
+            for variable, value in zip(variables, values, strict=True)
+        ]
 
     def _with_given(self, variables: list, given: Mapping[str, Any]) -> list:
         """Values of the variables, of which the weights are given."""
@@ -917,8 +1061,41 @@ class FlowMapModel(backend.TrainableModel):
             return self.sampling_plan.with_arguments(**arguments)
         return SamplingPlan(**arguments)
 
+    def warn_of_untrained_labels(
+        self, labels: np.ndarray | None, plan: SamplingPlan
+    ) -> None:
+        """Warns, once, if sampling needs a label that was never trained.
+
+        That is the null label with `label_dropout=0.0`, and all others with 1.0.
+
+        Args:
+            labels: Integers in [0, num_classes], or None for the null label.
+            plan: How they are sampled.
+        """
+        dropout = self.objective.label_dropout
+        if not self.num_classes or 0.0 < dropout < 1.0 or self._has_warned:
+            return
+        labels = np.asarray(self.num_classes if labels is None else labels)
+        guided = plan.guidance_scale not in (None, 1.0)
+        if dropout:
+            untrained = "Labels other than the null label"
+            needed = np.any(labels != self.num_classes)
+        else:
+            what = "guidance" if guided else "sampling without a label"
+            untrained = f"The null label, which {what} needs,"
+            needed = guided or np.any(labels == self.num_classes)
+        if needed:
+            self._has_warned = True
+            verb = "are" if dropout else "is"
+            warnings.warn(
+                f"{untrained} {verb} not trained with `label_dropout={dropout}`.",
+                stacklevel=3,
+            )
+
     def _sampling(self) -> samplers.Generator:
-        if self._generator is None:
+        own = keras_private.variable_ids(self.backbone)
+        if self._generator is None or own != self._sampled_variables:
+            self._sampled_variables = own
             compiled = not self.run_eagerly
             self._generator = samplers.Generator(
                 self._flow_map, compiled, self.jit_compile
@@ -934,7 +1111,15 @@ class FlowMapModel(backend.TrainableModel):
         pairs = keras_private.moving_averages(optimizer)
         if not pairs or int(ops.convert_to_numpy(optimizer.iterations)) == 0:
             return {}
+        self._check_weights_are_there([weight for weight, _ in pairs])
         return {id(weight): average for weight, average in pairs}
+
+    def _restart_averages(self) -> None:
+        """Has the optimizer's averages start anew at the weights."""
+        for weight, average in keras_private.moving_averages(
+            getattr(self, "optimizer", None)
+        ):
+            average.assign(weight)
 
     def _sampling_stream(self, seed: int | None) -> keras.random.SeedGenerator:
         if seed is None:
@@ -944,8 +1129,121 @@ class FlowMapModel(backend.TrainableModel):
 
     # -- Saving and loading
 
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """As `keras.Model.quantize`, of the weights that `generate` samples.
+
+        These are the averages, where an optimizer keeps them: they take the place of
+        the raw weights. The model is no longer compiled: quantized weights are not
+        trained.
+
+        Raises:
+            ValueError: If the model's objective keeps averages of weights, which would
+                no longer fit: quantize another model of `clone_backbone()`.
+        """
+        if self._named_averages():
+            raise ValueError(
+                f"{type(self.objective).__name__} keeps averages of weights, which "
+                "quantized ones do not fit: quantize "
+                "FlowMapModel(model.clone_backbone(), ...) with another `objective`."
+            )
+        values = self.weights_for_sampling("ema")
+        for variable, value in zip(self._flow_map.variables, values, strict=True):
+            variable.assign(ops.copy(value))
+        super().quantize(*args, **kwargs)
+        self.compiled, self.optimizer, self.step = False, None, None
+        self.train_function = self.test_function = None
+
+    def save(
+        self,
+        filepath: Any,
+        overwrite: bool = True,
+        zipped: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As `keras.Model.save`, to a file that ends in ".keras".
+
+        A file that is there stays as it is until the new one is complete.
+
+        Raises:
+            OSError: If the disk is full or read-only, among others. It names the file.
+            ValueError: If it ends otherwise, such files would lack the averages; or if
+                layers have LoRA and their optimizer averages, for Keras's files hold
+                the sum of a layer's own weights and those of low rank.
+        """
+        if not str(filepath).endswith(".keras"):
+            raise ValueError(
+                '`filepath` must end in ".keras". For weights alone there is '
+                "`save_weights`, for sampling `save_to_preset`. "
+                f"Received: filepath={str(filepath)!r}"
+            )
+        self._check_averages_fit_files()
+        options = {"overwrite": overwrite, "zipped": zipped, **kwargs}
+        if not overwrite or zipped is False or not _is_local(filepath):
+            super().save(filepath, **options)
+            return
+        with atomic_file(filepath) as unfinished:
+            super().save(unfinished, **options)
+
+    def save_weights(
+        self,
+        filepath: Any,
+        overwrite: bool = True,
+        max_shard_size: int | float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As `keras.Model.save_weights`.
+
+        A file that is there stays as it is until the new one is complete.
+
+        Raises:
+            ValueError: As `save` of a model with LoRA, or if the file does not end in
+                ".weights.h5".
+            OSError: If the disk is full or read-only, among others. It names the file.
+        """
+        self._check_averages_fit_files()
+        options = {"overwrite": overwrite, "max_shard_size": max_shard_size, **kwargs}
+        is_file = overwrite and str(filepath).endswith(".weights.h5")
+        if not is_file or not _is_local(filepath):
+            super().save_weights(filepath, **options)
+            return
+        with atomic_file(filepath) as unfinished, hdf5_file(unfinished) as file:
+            super().save_weights(file, **options)
+
+    def _check_averages_fit_files(self) -> None:
+        layers = keras_private.all_layers(self.backbone)
+        has_lora = any(getattr(layer, "lora_enabled", False) for layer in layers)
+        if has_lora and self._all_averages():
+            raise ValueError(
+                "A file holds the sum of a layer's weights and those of its LoRA, "
+                "which averages of the latter do not fit. Save samples' weights by "
+                "`save_to_preset`, a run by `keras_imm.callbacks.TrainingCheckpoint`, "
+                "or compile with `use_ema=False`."
+            )
+
+    def export(self, *args: Any, **kwargs: Any) -> None:
+        """Not taken: `keras_imm.serving` exports what `generate` does.
+
+        Raises:
+            NotImplementedError: Always. What `keras.Model.export` would export is one
+                raw jump of the flow map.
+        """
+        raise NotImplementedError(
+            "Use `keras_imm.serving.export_saved_model` or `export_onnx`, which export "
+            "what `generate` does: averaged weights, labels and sampling steps."
+        )
+
     def get_config(self) -> dict:
-        """Constructor arguments, for saving."""
+        """Constructor arguments, for saving.
+
+        Raises:
+            ValueError: If Keras writes a file in the format that ends in ".h5", which
+                could not be loaded.
+        """
+        if keras_private.is_writing_legacy_file():
+            raise ValueError(
+                'The file of a model must end in ".keras": use `model.save`. Received: '
+                'one that ends in ".h5", which Keras has begun and left empty'
+            )
         config = self._flow_map.get_config()
         for name in ("objective", "augmentation"):
             config[name] = keras.saving.serialize_keras_object(getattr(self, name))
@@ -976,6 +1274,7 @@ class FlowMapModel(backend.TrainableModel):
         config = dict(config)
         num_classes = config.pop("num_classes")
         frozen_layers = config.pop("frozen_layers")
+        changed_layers = config.pop("changed_layers", ())
         config.setdefault("augmentation", None)
         plan, class_names = (
             config.pop(name, None) for name in ("sampling_plan", "class_names")
@@ -993,6 +1292,7 @@ class FlowMapModel(backend.TrainableModel):
         model = cls(**config)
         model.sampling_plan = None if plan is None else SamplingPlan.from_config(plan)
         model.pixels, model.class_names = pixels, class_names
+        model.flow.change_layers(changed_layers)
         model._frozen_layers = frozen_layers
         model._freeze()
         return model
@@ -1062,6 +1362,10 @@ class FlowMapModel(backend.TrainableModel):
                 fit into `dtype`, or the model's class is not registered for saving.
             OSError: If the disk is full or read-only, among others.
         """
+        if description is not None:
+            check_instance("description", description, Mapping)
+        if model_card is not None:
+            check_instance("model_card", model_card, str)
         values = self.weights_for_sampling(weights)
         folder = presets.check_place(folder)
         saved = presets.make(presets.serialized(self), type(self), "The model")
@@ -1091,15 +1395,24 @@ class FlowMapModel(backend.TrainableModel):
             self.build(tuple(config["input_shape"]))
 
     def save_own_variables(self, store: dict) -> None:
-        """Saves what Keras leaves out: random states, averages, names of weights."""
+        """Saves what Keras leaves out: random states, averages, names of weights.
+
+        Raises:
+            ValueError: As `save` of a model with LoRA.
+        """
+        self._check_averages_fit_files()
         for i, state in enumerate(random_states(self)):
             store[f"random_state_{i}"] = ops.convert_to_numpy(state).astype("int64")
         for name, average in self._named_averages():
             store[name] = ops.convert_to_numpy(average)
         store["weights"] = np.frombuffer(json.dumps(self._inventory()).encode(), "u1")
+        if keras_private.moving_averages(getattr(self, "optimizer", None)):
+            store["has_averages"] = np.ones(1, "u1")
 
     def load_own_variables(self, store: dict) -> None:
         """Restores the states of the random streams, and the objective's averages.
+
+        Warns if the file has averages of the optimizer, which this model does not take.
 
         Raises:
             ValueError: If the file is that of a model with other weights. Keras would
@@ -1118,11 +1431,21 @@ class FlowMapModel(backend.TrainableModel):
                 )
         states = random_states(self)
         averages = self._named_averages()
-        expected = len(states) + len(averages) + 1
-        if len(store.keys()) != expected:
+        expected = len(states) + len(averages)
+        found = len(set(store.keys()) - {"weights", "has_averages"})
+        if found != expected:
             raise ValueError(
                 f"Expected {len(states)} random states and {len(averages)} averages, "
-                f"found {len(store.keys()) - 1} of both."
+                f"found {found} of both."
+            )
+        optimizer = getattr(self, "optimizer", None)
+        if "has_averages" in store and not keras_private.moving_averages(optimizer):
+            warnings.warn(
+                "The file has averages of the weights, which this model does not take: "
+                "`generate` will sample the raw weights. Compile the model with "
+                "`use_ema=True` before, and load without `compile=False`; or sample a "
+                "preset of `save_to_preset`.",
+                stacklevel=2,
             )
         for i, state in enumerate(states):
             assign_state(state, store[f"random_state_{i}"])
@@ -1176,11 +1499,14 @@ class FlowMapModel(backend.TrainableModel):
                 warning.message, warning.category, warning.filename, warning.lineno
             )
         if any("loading for optimizer" in str(one.message) for one in caught):
-            # The file has no averages for this optimizer: they start anew.
-            averages = self._optimizer_averages()
-            for weight in self.trainable_variables:
-                if id(weight) in averages:
-                    averages[id(weight)].assign(weight)
+            # The file has no averages for this optimizer.
+            self._restart_averages()
+
+    def set_weights(self, weights: list) -> None:
+        """As `keras.Model.set_weights`; averages start anew at them."""
+        self.hold_values()
+        super().set_weights(weights)
+        self._restart_averages()
 
 
 def _with_defaults(arguments: dict, objective: objectives.Objective) -> dict:
@@ -1214,3 +1540,9 @@ def _name_within(layer: keras.layers.Layer, variable: keras.Variable) -> str:
     """The path of a variable of a layer from that layer on."""
     path = variable.path
     return path.partition(f"{layer.name}/")[2] or path
+
+
+def _is_local(path: Any) -> bool:
+    """Whether it is the path of a file, and no address or folder."""
+    is_path = isinstance(path, str | os.PathLike)
+    return is_path and not (keras_private.is_remote_path(path) or os.path.isdir(path))

@@ -189,14 +189,18 @@ RECIPES = {
         fid=((1, 8.05), (2, 3.99), (4, 2.51), (8, 1.99), (16, 1.90)),
     ),
 }
-# Arguments of `IMM` that suit minutes of training: `IMM(backbone, **SMALL_BUDGET)`.
-# Measured on digits and Fashion-MNIST: benchmarks/RESULTS.md.
+"""The published experiments: {name: `Recipe`}."""
+
 SMALL_BUDGET: Mapping[str, Any] = {
     "second_time": "stride",
     "time_scale": 1.0,
     "times": "logit_normal",
     "flow_matching_share": 0.25,
 }
+"""Arguments of `IMM` that suit minutes of training: `IMM(backbone, **SMALL_BUDGET)`.
+
+Measured on digits and Fashion-MNIST: benchmarks/RESULTS.md.
+"""
 
 
 def names() -> list[str]:

@@ -150,10 +150,16 @@ class LogitNormal(TimeDistribution):
 _DISTRIBUTIONS = {"uniform": Uniform, "logit_normal": LogitNormal}
 
 
-def get(identifier: str | TimeDistribution) -> TimeDistribution:
+def get(
+    identifier: str | TimeDistribution, argument: str = "times"
+) -> TimeDistribution:
     """The distribution of that name ("uniform", "logit_normal"), or the object itself.
+
+    Args:
+        identifier: A name or a distribution.
+        argument: What messages call it.
 
     Raises:
         ValueError: If the name is not known.
     """
-    return lookup("times", identifier, _DISTRIBUTIONS, TimeDistribution)
+    return lookup(argument, identifier, _DISTRIBUTIONS, TimeDistribution)

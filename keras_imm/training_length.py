@@ -11,6 +11,12 @@ def orders_itself(data: Any) -> bool:
     return bool(getattr(data, "ordered", False))
 
 
+def split_rows(rows: int, validation_split: float) -> tuple[int, int]:
+    """Rows that Keras trains with, and those that it holds out."""
+    trained = math.floor(rows * (1.0 - validation_split))
+    return trained, rows - trained
+
+
 def steps_per_epoch_of(
     data: Any, batch_size: int | None = None, validation_split: float = 0.0
 ) -> int | None:
@@ -26,9 +32,7 @@ def steps_per_epoch_of(
         A positive integer, or None where it is not known.
     """
     if hasattr(data, "shape"):
-        count = int(np.shape(data)[0])
-        if validation_split:
-            count = math.floor(count * (1.0 - validation_split))
+        count, _ = split_rows(int(np.shape(data)[0]), validation_split)
         return max(1, math.ceil(count / (batch_size or 32)))
     for name in ("num_batches", "__len__"):
         length = getattr(data, name, None)

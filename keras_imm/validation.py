@@ -7,6 +7,12 @@ from typing import Any
 import numpy as np
 
 
+def shortened(text: Any, longest: int = 200) -> str:
+    """Text for a message, cut after `longest` characters: files may hold anything."""
+    text = str(text)
+    return text if len(text) <= longest else f"{text[:longest]} ..."
+
+
 def check_instance(name: str, value: Any, kind: type) -> None:
     """Raises ValueError unless `value` is a `kind`."""
     if not isinstance(value, kind):

@@ -23,7 +23,15 @@ BACKENDS = ("jax", "tensorflow", "torch")
 # on its own floor only what `NEIGHBOURS` says.
 FLOORS = [
     {
-        "ground": ("files", "precision", "registry", "training_length", "validation"),
+        "ground": (
+            "files",
+            "keras_callbacks",
+            "precision",
+            "registry",
+            "training_data",
+            "training_length",
+            "validation",
+        ),
         "backend": ("backend",),
     },
     {
@@ -36,7 +44,7 @@ FLOORS = [
             "time_mappings",
             "weightings",
         ),
-        "data": ("augmentation", "datasets", "latents", "metrics"),
+        "data": ("augmentation", "datasets", "fit_data", "latents", "metrics"),
         "weights": ("averages", "optimizers"),
         "devices": ("devices", "distribution"),
     },
@@ -109,7 +117,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     sources = {
         str(path.relative_to(ROOT))
         for path in PACKAGE.rglob("*")
-        if path.suffix in (".py", ".npz")
+        if path.suffix in (".py", ".npz", ".html")
         or path.name == "py.typed"
         or is_of_a_preset(path)
     }

@@ -68,6 +68,16 @@ def test_full_precision_makes_the_same_samples(trained, preset):
         )
 
 
+def test_folders_that_were_made_are_gone_when_it_fails(trained, tmp_path, monkeypatch):
+    def save_weights(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(type(trained), "save_weights", save_weights)
+    with pytest.raises(OSError, match="No space left"):
+        trained.save_to_preset(tmp_path / "new" / "preset")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_model_is_not_changed_by_being_saved(trained, preset):
     before = [ops.convert_to_numpy(v) for v in trained.variables]
     trained.save_to_preset(preset)
@@ -110,6 +120,57 @@ def test_it_trains_on(preset):
     assert np.max(np.abs(samples(model, weights="raw") - before)) > 1e-3
 
 
+def without_checksum(preset):
+    """As presets were before they had one."""
+    path = preset / "metadata.json"
+    metadata = json.loads(path.read_text())
+    assert metadata.pop("weights_sha256")
+    path.write_text(json.dumps(metadata))
+
+
+def test_other_weights_than_were_saved_are_refused(preset):
+    path = preset / "model.weights.h5"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"is damaged: model\.weights\.h5 has another"):
+        keras_imm.FlowMapModel.from_preset(preset)
+    with pytest.raises(ValueError, match="is damaged"):
+        keras_imm.upload_preset("hf://user/name", preset)
+    keras_imm.FlowMapModel.from_preset(preset, load_weights=False)
+
+
+def test_a_preset_that_makes_nothing_is_not_uploaded(preset):
+    config = json.loads((preset / "config.json").read_text())
+    text = json.dumps({**config, "registered_name": "os>system"})
+    (preset / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="registered_name='os>system'"):
+        keras_imm.upload_preset("hf://user/name", preset)
+
+
+def test_the_name_of_the_librarys_own_is_kept_for_it(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"with its path, '\./imm_digits'"):
+        trained.save_to_preset("imm_digits")
+    assert not list(tmp_path.iterdir())
+    for place in ("./imm_digits", pathlib.Path("imm_digits")):
+        trained.save_to_preset(place)
+        found = keras_imm.FlowMapModel.from_preset(place)
+        np.testing.assert_allclose(samples(found), samples(trained), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"description": "abc"}, "`description` must be a Mapping"),
+        ({"model_card": 3}, "`model_card` must be a str"),
+    ],
+)
+def test_wrong_texts_are_refused(trained, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        trained.save_to_preset(tmp_path / "a", **options)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -119,6 +180,7 @@ def test_it_trains_on(preset):
 )
 def test_weights_that_do_not_fit_are_named(preset, damage, message):
     damage(preset / "model.weights.h5")
+    without_checksum(preset)
     with pytest.raises(ValueError, match=rf"Cannot load weights(.|\n)*{message}"):
         keras_imm.FlowMapModel.from_preset(preset)
 

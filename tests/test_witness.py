@@ -134,7 +134,7 @@ def test_an_export_of_restart_has_the_same_signatures_and_answers(model, tmp_pat
 
 
 @pytest.mark.slow("exports")
-@pytest.mark.one_backend("an export takes seconds and runs through TensorFlow")
+@pytest.mark.one_backend("an export takes seconds and runs through PyTorch")
 def test_an_onnx_file_has_the_same_inputs_and_answers(model, tmp_path):
     path = export_onnx(model, tmp_path / "model.onnx", **witness.ONNX)
     assert_served("onnx", *witness.through_onnx(path))

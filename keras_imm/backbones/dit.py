@@ -23,6 +23,7 @@ from keras_imm.layers.validation import (
 )
 from keras_imm.validation import (
     check_boolean,
+    check_choice,
     check_instance,
     check_integer,
     check_positive_number,
@@ -152,7 +153,7 @@ class DiT(keras.Model):
         check_boolean("qk_norm", qk_norm)
         check_rate("dropout", dropout)
         check_integer("seed", seed, at_least=0)
-        if remat != "products":
+        if not isinstance(remat, str) or remat != "products":
             check_boolean("remat", remat)
         # NumPy's integers, such as labels.max() + 1, are not what Keras's layers take.
         patch_size, hidden_size, depth, num_heads, num_classes = map(
@@ -245,11 +246,7 @@ class DiT(keras.Model):
         )
         ```
         """
-        if preset not in PRESETS:
-            raise ValueError(
-                f"`preset` must be one of {', '.join(PRESETS)}. "
-                f"Received: preset={preset!r}"
-            )
+        check_choice("preset", preset, tuple(PRESETS))
         check_no_weights(load_weights, preset)
         return cls(image_shape=image_shape, **{**PRESETS[preset], **overrides})
 

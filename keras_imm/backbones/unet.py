@@ -507,6 +507,7 @@ class UNet(keras.Model):
         return decimate(conv(x), self.resample_filter)
 
     def decode(self, h, skips, embedding, training) -> Any:
+        """G, from what `encode` returned; `skips` is emptied."""
         norms, convs = iter(self.image_norms), iter(self.image_convs)
         image = 0
         for block, takes_skip in zip(self.decoder_blocks, self.takes_skip, strict=True):

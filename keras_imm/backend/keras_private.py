@@ -10,15 +10,20 @@ import contextvars
 import functools
 import importlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+from keras import ops
 from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.variables import AutocastScope, get_autocast_scope
 from keras.src.initializers.random_initializers import compute_fans
 from keras.src.random.seed_generator import draw_seed as _draw_seed
+from keras.src.trainers import data_adapters
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
+from keras.src.utils.file_utils import is_remote_path as _is_remote_path
 
 SEEN_WITH = ("3.15",)
 
@@ -99,9 +104,36 @@ def flash_attention_was_set() -> bool:
     return hasattr(global_state.GLOBAL_STATE_TRACKER, "flash_attention")
 
 
+def is_writing_legacy_file() -> bool:
+    """Whether Keras asks for a config to write, or read, a model file of HDF5.
+
+    `keras.saving.save_model` does it without calling a method that could be overridden.
+    """
+    return bool(global_state.get_global_attribute("use_legacy_config"))
+
+
 def all_layers(layer: keras.layers.Layer, include_self: bool = True) -> list:
     """A layer and its sublayers at every depth; public for models only."""
     return list(layer._flatten_layers(include_self=include_self))
+
+
+def has_torch_modules(layer: keras.layers.Layer) -> bool:
+    """Whether PyTorch's own modules are inside, which hold their parameters themselves.
+
+    They compute with these, whatever values stand for Keras's variables.
+    """
+    foreign = keras.layers.TorchModuleWrapper
+    return any(isinstance(one, foreign) for one in all_layers(layer))
+
+
+def variable_ids(layer: keras.layers.Layer) -> tuple:
+    """Changes when variables of a layer or its sublayers are replaced or added."""
+    return tuple(
+        id(v)
+        for one in all_layers(layer)
+        for group in (one._trainable_variables, one._non_trainable_variables)
+        for v in group
+    )
 
 
 def weights_made_trainable(layer: keras.layers.Layer) -> list[keras.Variable]:
@@ -111,6 +143,21 @@ def weights_made_trainable(layer: keras.layers.Layer) -> list[keras.Variable]:
     """
     made = {id(v) for one in all_layers(layer) for v in one._trainable_variables}
     return [v for v in layer.weights if id(v) in made]
+
+
+def data_adapter(data: Any, **options: Any) -> DataAdapter:
+    """How Keras takes batches from data; `fit` takes an adapter in their place."""
+    return data_adapters.get_data_adapter(data, **options)
+
+
+def are_arrays(*data: Any) -> bool:
+    """Whether `fit` would take all of these as arrays, None included."""
+    return data_adapters.array_data_adapter.can_convert_arrays(data)
+
+
+def is_remote_path(path: Any) -> bool:
+    """Whether Keras writes what is at a path elsewhere first, and copies it."""
+    return bool(_is_remote_path(os.fspath(path)))
 
 
 def start_at_epoch(model: keras.Model, epoch: int | None) -> None:
@@ -132,12 +179,108 @@ def moving_averages(optimizer: Any) -> list[tuple[keras.Variable, keras.Variable
 
     Keras's one public use of the averages overwrites the weights with them.
     """
-    optimizer = unwrap_optimizer(optimizer)
-    if optimizer is None or not optimizer.built or not optimizer.use_ema:
+    found = []
+    for inner in inner_optimizers(optimizer):
+        if inner.built and inner.use_ema:
+            averages = inner._model_variables_moving_average
+            pairs = zip(inner._trainable_variables, averages, strict=True)
+            found += [
+                (weight, average) for weight, average in pairs if average is not None
+            ]
+    return found
+
+
+def inner_optimizers(optimizer: Any) -> list:
+    """The optimizers that update weights: those of a `MultiOptimizer`, or the one."""
+    inner = unwrap_optimizer(optimizer)
+    if inner is None:
         return []
+    if isinstance(inner, keras.optimizers.MultiOptimizer):
+        return list(inner.optimizers)
+    return [inner]
+
+
+def optimized_variables(optimizer: Any) -> list[keras.Variable]:
+    """The weights that a built optimizer knows."""
+    return unwrap_optimizer(optimizer)._trainable_variables
+
+
+def prepare_inner_optimizers(optimizer: Any, prepare: Callable) -> None:
+    """Calls `prepare` of each optimizer that updates weights, before it is built.
+
+    A `MultiOptimizer` of a function learns of its optimizers while it is built.
+    """
+    prepared = inner_optimizers(optimizer)
+    for inner in prepared:
+        prepare(inner)
+    outer = unwrap_optimizer(optimizer)
+    if isinstance(outer, keras.optimizers.MultiOptimizer) and not outer.built:
+        outer.build = functools.partial(
+            _build_prepared, outer, outer.build, prepare, prepared
+        )
+
+
+def _build_prepared(
+    optimizer: Any, own: Callable, prepare: Callable, prepared: list, variables: list
+) -> None:
+    """As `build` of a `MultiOptimizer`, preparing optimizers that are not yet."""
+    choose = optimizer._optimizer_map
+
+    def chosen(variable):
+        one = choose(variable)
+        if isinstance(one, keras.optimizers.Optimizer) and one not in prepared:
+            prepare(one)
+            prepared.append(one)
+        return one
+
+    optimizer._optimizer_map = chosen
+    try:
+        own(variables)
+    finally:
+        optimizer._optimizer_map = choose
+
+
+def keep_averages_in_float32(optimizer: Any) -> None:
+    """Has an optimizer keep float32 averages of weights in half precision.
+
+    Called before it is built. Keras keeps and moves them in the weights' dtype, in
+    which a momentum of 0.9999 is 1.
+    """
+    if optimizer.use_ema and not optimizer.built:
+        own = optimizer.add_variable_from_reference
+        optimizer.add_variable_from_reference = functools.partial(
+            _add_float32_average, optimizer, own
+        )
+
+
+def _add_float32_average(
+    optimizer: Any, own: Callable, reference: Any, name: Any = None, **options: Any
+) -> Any:
+    """As `add_variable_from_reference`; averages are float32 or wider."""
+    dtype = keras.backend.result_type(reference.dtype, "float32")
+    if name != "average" or dtype == reference.dtype:
+        return own(reference, name, **options)
+    optimizer._update_model_variables_moving_average = functools.partial(
+        _update_wide_averages, optimizer
+    )
+    return optimizer.add_variable(
+        shape=reference.shape,
+        initializer="zeros",
+        dtype=dtype,
+        name=f"{reference.path.replace('/', '_')}_{name}",
+        layout=getattr(reference, "_layout", None),
+    )
+
+
+def _update_wide_averages(optimizer: Any, variables: list) -> None:
+    """What Keras computes, in the averages' own dtype."""
     averages = optimizer._model_variables_moving_average
-    pairs = zip(optimizer._trainable_variables, averages, strict=True)
-    return [(weight, average) for weight, average in pairs if average is not None]
+    for weight, average in zip(variables, averages, strict=True):
+        if average is not None:
+            begun = ops.cast(ops.not_equal(optimizer.iterations, 0), average.dtype)
+            momentum = begun * optimizer.ema_momentum
+            value = ops.cast(weight.value, average.dtype)
+            average.assign(momentum * average.value + (1.0 - momentum) * value)
 
 
 def learning_rate_object(optimizer: Any) -> Any:
@@ -150,6 +293,22 @@ def is_own_optimizer(optimizer: Any) -> bool:
     return all(
         type(one).__module__.startswith(("keras.src.", "keras_imm."))
         for one in (optimizer, unwrap_optimizer(optimizer))
+    )
+
+
+def is_built_by_initializers(optimizer: Any) -> bool:
+    """Whether the variables of an optimizer may be given their values all at the end.
+
+    Nadam and Adafactor make some of a number, and others may do anything.
+    """
+    others = keras.optimizers.Nadam, keras.optimizers.Adafactor
+    is_several = isinstance(
+        unwrap_optimizer(optimizer), keras.optimizers.MultiOptimizer
+    )
+    return (
+        is_own_optimizer(optimizer)
+        and not is_several  # of which some may be unknown
+        and not isinstance(unwrap_optimizer(optimizer), others)
     )
 
 

@@ -13,7 +13,8 @@ from keras_imm import averages, distribution
 from keras_imm.callbacks.pauses import pause
 from keras_imm.callbacks.steps import StepCounter, optimizer_step
 from keras_imm.files.atomic import atomic_file
-from keras_imm.validation import check_integer
+from keras_imm.files.paths import user_path
+from keras_imm.validation import check_integer, check_positive_number
 
 
 class PowerAverages(keras.callbacks.Callback):
@@ -60,7 +61,13 @@ class PowerAverages(keras.callbacks.Callback):
         super().__init__()
         check_integer("freq", freq, at_least=1)
         check_integer("every_n_steps", every_n_steps, at_least=1)
-        self.folder = pathlib.Path(folder)
+        self.folder = user_path(folder, "folder")
+        if not isinstance(lengths, (list, tuple)):
+            raise ValueError(
+                f"`lengths` must be a list of numbers. Received: lengths={lengths!r}"
+            )
+        for length in lengths:
+            check_positive_number("lengths", length)
         self.lengths = tuple(map(float, lengths))
         self.freq = freq
         self._exponents = [averages.exponent(length) for length in self.lengths]

@@ -15,6 +15,7 @@ from keras_imm import distribution, metrics
 from keras_imm.callbacks.sample_metrics import SampleMetrics, result_name
 from keras_imm.callbacks.steps import optimizer_step
 from keras_imm.files.atomic import atomic_files
+from keras_imm.files.paths import user_path
 from keras_imm.validation import check_choice
 
 _MOST_PIXELS = 1024  # beyond, a Fréchet distance of pixels says little and takes long
@@ -109,7 +110,9 @@ class QualityMonitor(SampleMetrics):
         self.features = features
         self.name = name
         self.mode = mode
-        self.save_best = None if save_best is None else pathlib.Path(save_best)
+        self.save_best = None
+        if save_best is not None:
+            self.save_best = user_path(save_best, "save_best")
         if self.save_best is not None and self.save_best.suffix != ".keras":
             raise ValueError(
                 "`save_best` must be the path of a `.keras` file. "

@@ -11,6 +11,8 @@ import numpy as np
 from keras_imm import distribution
 from keras_imm.callbacks.sampling import Sampling
 from keras_imm.datasets.extras import extra
+from keras_imm.files.atomic import atomic_file
+from keras_imm.files.paths import user_path
 from keras_imm.validation import check_integer
 
 
@@ -109,7 +111,8 @@ class SampleGrid(Sampling):
             names = {**logs, "epoch": epoch, "step": step}
             path = self.filepath.format(**names)
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            keras.utils.save_img(path, picture, "channels_last", scale=False)
+            with atomic_file(path) as unfinished:
+                keras.utils.save_img(unfinished, picture, "channels_last", scale=False)
         if self.tensorboard is not None:
             self.tensorboard.add_image("samples", picture, step)
 
@@ -134,7 +137,7 @@ def _path(filepath: Any) -> str:
             "`filepath` must be a path that ends in a format of pictures, such as "
             f"'.png' or '.jpg'. Received: filepath={filepath!r}"
         )
-    return path
+    return os.fspath(user_path(path))
 
 
 def _check_placeholders(filepath: str) -> None:

@@ -52,13 +52,23 @@ class SampleMetrics(Sampling):
 
     def __init__(self, metrics: Mapping[str, Metric], **kwargs):
         super().__init__(**kwargs)
-        if not metrics or not all(callable(metric) for metric in metrics.values()):
+        is_mapping = isinstance(metrics, Mapping) and len(metrics) > 0
+        if not is_mapping or not all(map(callable, metrics.values())):
             raise ValueError(
                 "`metrics` must map one or more names to functions. "
                 f"Received {metrics!r}."
             )
         self.metrics = dict(metrics)
         self.history: dict[str, list] = {}
+
+    @property
+    def result_names(self) -> list[str]:
+        """Names of the results."""
+        return [
+            result_name(name, num_steps)
+            for name in self.metrics
+            for num_steps in self.num_steps
+        ]
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         super().on_train_begin(logs)

@@ -8,6 +8,7 @@ import numpy as np
 from keras_imm import distribution
 from keras_imm.callbacks.event_file import EventFile
 from keras_imm.callbacks.steps import StepCounter, optimizer_step
+from keras_imm.files.paths import user_path
 from keras_imm.validation import check_integer
 
 
@@ -51,7 +52,7 @@ class TensorBoard(keras.callbacks.Callback):
             )
         if every_n_steps is not None:
             check_integer("every_n_steps", every_n_steps, at_least=1)
-        self.log_dir = os.fspath(log_dir)
+        self.log_dir = os.fspath(user_path(log_dir, "log_dir"))
         self.every_n_steps = every_n_steps
         self._counter = StepCounter(every_n_steps)
         self._file: EventFile | None = None

@@ -18,6 +18,8 @@ from keras_imm.backend.random_streams import (
     streams_of_device,
 )
 from keras_imm.callbacks.steps import optimizer_step
+from keras_imm.files.atomic import atomic_file
+from keras_imm.files.paths import user_path
 
 _DATA = ("images", "labels")  # what a data set yields
 
@@ -55,7 +57,7 @@ class TerminateOnNonFinite(keras.callbacks.Callback):
 
     def __init__(self, directory: str | os.PathLike, dataset: Any = None):
         super().__init__()
-        self.directory = pathlib.Path(directory)
+        self.directory = user_path(directory, "directory")
         self.dataset = dataset
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
@@ -120,7 +122,8 @@ class TerminateOnNonFinite(keras.callbacks.Callback):
         process = f"-process-{distribution.process_index()}" if several else ""
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / f"non-finite-step-{step:09d}{process}.npz"
-        np.savez(path, **saved)
+        with atomic_file(path) as unfinished:
+            np.savez(unfinished, **saved)
         return path
 
 

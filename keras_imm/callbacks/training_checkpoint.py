@@ -22,7 +22,8 @@ from keras_imm.files.atomic import (
     remove_directory,
     remove_unfinished,
 )
-from keras_imm.validation import check_integer
+from keras_imm.files.paths import user_path
+from keras_imm.validation import check_instance, check_integer, shortened
 
 _FORMAT = 1
 _WEIGHTS = "training_state.npz"
@@ -104,8 +105,10 @@ class TrainingCheckpoint(keras.callbacks.Callback):
                 "`dataset` must have `get_state()` and `set_state(state)`. Received: "
                 f"{type(dataset).__name__} without {' and '.join(missing)}"
             )
-        self.directory = pathlib.Path(directory)
+        self.directory = user_path(directory, "directory")
         self.dataset = dataset
+        if settings is not None:
+            check_instance("settings", settings, Mapping)
         self.settings = dict(settings or {})
         self.freq = freq
         self.keep = keep
@@ -328,8 +331,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             if before != now:
                 raise _OtherRunError(
                     f"Cannot continue the run of {str(path)!r}: `{name}` was "
-                    f"{before!r} and is {now!r}. Run with the same settings, or with "
-                    "another directory to start anew."
+                    f"{shortened(repr(before))} and is {shortened(repr(now))}. Run "
+                    "with the same settings, or with another directory to start anew."
                 )
 
 

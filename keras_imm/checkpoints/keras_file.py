@@ -10,6 +10,7 @@ import zipfile
 import keras
 
 from keras_imm.files.atomic import atomic_file
+from keras_imm.files.paths import user_path
 
 
 def save(model: keras.Model, path: str | os.PathLike) -> None:
@@ -32,7 +33,7 @@ def save(model: keras.Model, path: str | os.PathLike) -> None:
     save(keras_imm.checkpoints.load_official("cifar10"), "cifar10.keras")
     ```
     """
-    path = pathlib.Path(path)
+    path = user_path(path)
     metadata = {
         "keras_version": keras.__version__,
         "date_saved": datetime.datetime.now().strftime("%Y-%m-%d@%H:%M:%S"),

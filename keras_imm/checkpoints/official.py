@@ -2,7 +2,6 @@
 
 import mmap
 import os
-import pathlib
 from typing import Any
 
 import keras
@@ -13,6 +12,7 @@ from keras_imm.backbones.unet import UNet
 from keras_imm.checkpoints.hub import PUBLISHED, fetch
 from keras_imm.checkpoints.persistent_modules import Module, map_file, read_checkpoint
 from keras_imm.checkpoints.published_weights import assign_published_weights
+from keras_imm.files.paths import user_path
 from keras_imm.imm import IMM
 from keras_imm.validation import check_integer, check_positive_number
 
@@ -71,7 +71,7 @@ def load_official(
         overrides = {**PUBLISHED[path_or_name].arguments(), **overrides}
         path = fetch(path_or_name)
     else:
-        path = pathlib.Path(path_or_name)
+        path = user_path(path_or_name)
     if not path.is_file():
         names = ", ".join(repr(name) for name in PUBLISHED)
         raise ValueError(

@@ -12,6 +12,7 @@ from keras_imm.datasets.idx_files import (
     labels_beside,
     read_idx,
 )
+from keras_imm.files.paths import user_path
 from keras_imm.validation import check_choice
 
 FASHION_MNIST_CLASSES = (
@@ -26,6 +27,8 @@ FASHION_MNIST_CLASSES = (
     "Bag",
     "Ankle boot",
 )
+"""Names of the labels 0 to 9 of Fashion-MNIST."""
+
 DEBIAN_FOLDER = pathlib.Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -63,7 +66,7 @@ def fashion_mnist(
         - [Xiao, Rasul and Vollgraf, 2017](https://arxiv.org/abs/1708.07747)
     """
     check_choice("split", split, ("train", "test"))
-    folder = DEBIAN_FOLDER if data_dir is None else pathlib.Path(data_dir).expanduser()
+    folder = DEBIAN_FOLDER if data_dir is None else user_path(data_dir, "data_dir")
     images_path = find_images(folder, split)
     if images_path is not None:
         return _read(images_path)
@@ -92,7 +95,7 @@ def _read(images_path):
             f"Fashion-MNIST has labels below {len(FASHION_MNIST_CLASSES)}. Received: "
             f"{labels_path} with the label {labels.max()}"
         )
-    return np.array(images), labels.astype("int32")
+    return np.array(images), np.array(labels, "int32")
 
 
 def _fetch(split):

@@ -78,9 +78,10 @@ def find_images(folder: pathlib.Path, split: str) -> pathlib.Path | None:
 def labels_beside(images: pathlib.Path) -> pathlib.Path | None:
     """The labels of a file of images, or None where there are none."""
     plain = images.name.removesuffix(".gz").replace("images", "labels")
-    name = re.sub(r"idx\d-ubyte$", "idx1-ubyte", plain)
+    marks = "-." if re.search(r"-idx\d-ubyte$", plain) else ".-"
+    names = [re.sub(r"[.-]idx\d-ubyte$", f"{mark}idx1-ubyte", plain) for mark in marks]
     ends = (".gz", "") if images.suffix == ".gz" else ("", ".gz")
-    beside = (images.with_name(f"{name}{end}") for end in ends)
+    beside = (images.with_name(f"{name}{end}") for name in names for end in ends)
     return _first_file(path for path in beside if path.name != images.name)
 
 

@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from keras_imm.datasets.array_checks import check_layout, dtype_advice, range_problem
+from keras_imm.datasets.file_trees import zip_members
+from keras_imm.validation import shortened
+
 _IMAGES = ("images", "x", "arr_0")
 _LABELS = ("labels", "y", "arr_1")
 _HASHED_RECORDS = 256
@@ -30,7 +34,8 @@ class ImageArrays:
         class_names: None.
 
     Raises:
-        ValueError: If a shape or dtype is another, or a label is negative.
+        ValueError: If a shape or dtype is another, the channels are not last, or a
+            label is negative.
     """
 
     class_names = None
@@ -43,10 +48,11 @@ class ImageArrays:
             raise ValueError(
                 "Images must be uint8 or floats of shape (num_records, H, W, C) or "
                 f"(num_records, H, W). Received: {name} of dtype {images.dtype} and "
-                f"shape {images.shape}"
+                f"shape {images.shape}{dtype_advice(images)}"
             )
-        if not len(images):
+        if not images.size:
             raise ValueError(f"There is no image in {name}.")
+        check_layout(images, name)
         self._images = images if images.ndim == 4 else images[..., None]
         self._labels = None if labels is None else _labels(labels, len(images), name)
         self._name = name
@@ -60,6 +66,15 @@ class ImageArrays:
         """The record `index`, as `{"image": array (H, W, C), "label": int}`."""
         label = -1 if self._labels is None else int(self._labels[index])
         return {"image": np.asarray(self._images[index]), "label": label}
+
+    def problems(self) -> list[str]:
+        """Sentences about what looks wrong in some of the images.
+
+        Raises:
+            ValueError: If they are floats above 20 in absolute value.
+        """
+        problem = range_problem(self._images, self._name)
+        return [f"The values of {self._name} are {problem}."] if problem else []
 
     def record_name(self, index: int) -> str:
         """Name of the array and the row."""
@@ -106,8 +121,20 @@ class ImageArraysFile(ImageArrays):
         try:
             images, found = _load(self._path, labels)
         except (OSError, EOFError, KeyError, zipfile.BadZipFile, ValueError) as error:
-            raise ValueError(f"Cannot read {self._path}: {error}") from error
+            raise ValueError(f"Cannot read {self._path}: {shortened(error)}") from error
         super().__init__(images, found, str(self._path))
+
+    def problems(self) -> list[str]:
+        """Also labels by other names."""
+        found = super().problems()
+        if self._with_labels and self._labels is None:
+            others = _label_like(self._path, len(self))
+            if others:
+                found.append(
+                    f"There are no labels in {self._path}: they must be called "
+                    f"{', '.join(_LABELS)}. Not read: {shortened(', '.join(others))}."
+                )
+        return found
 
     def __reduce__(self) -> tuple:
         return ImageArraysFile, (self._path, self._with_labels)
@@ -123,30 +150,53 @@ def _labels(labels, num_records, name):
             f"Received: for {name}, labels of dtype {labels.dtype} and shape "
             f"{labels.shape}"
         )
-    if labels.min() < 0:
-        raise ValueError(
-            f"Labels must be at least 0. Received: for {name}, a label {labels.min()}"
-        )
+    for label in (labels.min(), labels.max()):
+        if not 0 <= label < 2**31:
+            raise ValueError(
+                f"Labels must be in [0, 2**31). Received: for {name}, a label {label}"
+            )
     return labels.astype("int32")
 
 
+def holds_arrays(path: pathlib.Path) -> bool:
+    """Whether a zip file has images as an array."""
+    with zipfile.ZipFile(path) as archive:
+        return any(f"{name}.npy" in archive.namelist() for name in _IMAGES)
+
+
 def _load(path, with_labels):
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         return np.load(path, mmap_mode="r", allow_pickle=False), None
     with zipfile.ZipFile(path) as archive:
-        names = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
+        members = zip_members(archive)
+        names = {name.removesuffix(".npy"): info for name, info in members.items()}
         images = next((names[name] for name in _IMAGES if name in names), None)
         label_names = _LABELS if with_labels else ()
         labels = next((names[name] for name in label_names if name in names), None)
         if images is None:
             raise ValueError(
                 f"it must hold images as {', '.join(_IMAGES)}; it holds "
-                f"{', '.join(names) or 'nothing'}"
+                f"{shortened(', '.join(names), 100) or 'nothing'}"
             )
         return tuple(
             None if member is None else _member(path, archive, member)
             for member in (images, labels)
         )
+
+
+def _label_like(path, num_records):
+    """Names of the arrays in a file that have an integer for each image."""
+    if not zipfile.is_zipfile(path):
+        return []
+    found = []
+    with zipfile.ZipFile(path) as archive:
+        for name, info in zip_members(archive).items():
+            if name.endswith(".npy"):
+                with archive.open(info) as file:
+                    shape, _, dtype = _array_header(file)
+                if dtype.kind in "iu" and shape in ((num_records,), (num_records, 1)):
+                    found.append(name.removesuffix(".npy"))
+    return found
 
 
 def _member(path, archive, member):

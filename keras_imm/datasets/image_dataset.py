@@ -166,6 +166,7 @@ class ImageDataset(keras.utils.PyDataset):
 
     @property
     def corrupt(self) -> dict[str, str]:
+        """Names of the records that were skipped so far, and why."""
         return dict(self._reader.corrupt)
 
     @property

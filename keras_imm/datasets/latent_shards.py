@@ -5,11 +5,11 @@ import hashlib
 import itertools
 import operator
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
 
+from keras_imm.files.paths import user_path
 from keras_imm.latents import shard_files
 from keras_imm.validation import check_boolean
 
@@ -50,7 +50,7 @@ class LatentShards:
 
     def __init__(self, folder: str | os.PathLike, flip: bool = False):
         check_boolean("flip", flip)
-        self.folder = pathlib.Path(folder)
+        self.folder = user_path(folder)
         self.flip = flip
         manifest = shard_files.read_manifest(self.folder)
         if flip and not manifest["mirrored"]:

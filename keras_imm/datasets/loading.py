@@ -1,20 +1,27 @@
 """One way in for every source of training data."""
 
 import os
-import pathlib
+import warnings
+import zipfile
 from typing import Any
 
 from keras_imm.datasets.idx_files import IdxFiles, holds_idx_files, is_idx_file
-from keras_imm.datasets.image_arrays import ImageArrays, ImageArraysFile
+from keras_imm.datasets.image_arrays import (
+    ImageArrays,
+    ImageArraysFile,
+    holds_arrays,
+)
 from keras_imm.datasets.image_dataset import ImageDataset
-from keras_imm.datasets.image_folder import ImageFolder
+from keras_imm.datasets.image_folder import ImageFolder, ImageZip
 from keras_imm.datasets.latent_shards import LatentShards
 from keras_imm.datasets.prepared_dataset import PreparedDataset
 from keras_imm.datasets.records import ImageRecords, LatentRecords
+from keras_imm.files.paths import user_path
 from keras_imm.validation import (
     check_boolean,
     check_integer,
     check_positive_number,
+    shortened,
 )
 
 
@@ -44,7 +51,9 @@ def load(
 
             - the name of a data set of tensorflow-datasets (tfds), such as "cifar10",
               "imagenet2012" or "imagenet_resized/64x64", prepared as array_record;
-            - a folder of images, with a subfolder for each class or without classes;
+            - a folder of images, or a zip file of such a folder: with a subfolder for
+              each class, without classes, or with a `dataset.json` that has the labels,
+              as the tools of StyleGAN and EDM write it;
             - a `.npz` file of images (`images`, `x` or `arr_0`) and labels (`labels`,
               `y` or `arr_1`), or a `.npy` file of images;
             - an IDX file of images, as MNIST's `train-images-idx3-ubyte` or
@@ -55,13 +64,22 @@ def load(
 
             Images in files and arrays are uint8 of shape (num_records, H, W, C) or
             (num_records, H, W), or floats in the model's range, which are taken as they
-            are: about [-1, 1], and refused above 20 in absolute value.
+            are: about [-1, 1], or of standard deviation `sigma_data` of the model, 0.5
+            by default. They are refused above 20 in absolute value; floats that look
+            unscaled otherwise, such as those in [0, 1] or [0, 16], are a warning. Files
+            count as images by the endings that Pillow knows, in any case; how many do
+            not is a warning.
         batch_size: Images per batch, of all processes together. Batches are always
             full.
         split: Split of a data set of tfds, or part of one such as "train[:90%]"; the
-            subfolder to take of a folder whose subfolders are "train", "val" or "test",
+            subfolder to take of a folder, or zip file, whose subfolders are splits,
             whatever else lies beside two of these; "train" or "test" of a folder of IDX
-            files, where the files of the second begin with "t10k".
+            files, where the files of the second begin with "t10k". Subfolders are
+            splits by names such as "train", "training", "val", "valid", "validation",
+            "dev", "test", "testing" and "eval", in any case, also "val2017", and
+            "seg_train" beside "seg_test"; where all others are splits, "extra",
+            "unlabeled" and "holdout" are, too. The names of one split stand for each
+            other, so that "validation" takes "valid".
         data_dir: Folder of prepared data sets of tfds. Default: tfds's own. With it,
             `source` is always such a name, even where there is a folder so called.
         image_size: Side in pixels of the square to resize and crop images to, above 0,
@@ -76,12 +94,14 @@ def load(
         shuffle: Whether each pass over the data is a fresh permutation of all of it.
         steps_per_epoch: Batches per epoch of `fit`. Default: as many as fill one pass.
         num_workers: Processes that read, or 0 to read in threads of this process. They
-            do not change what is read. Each starts Python anew and runs the main script
-            up to its `if __name__ == "__main__":`, which it must have.
-        on_corrupt: What to do about an image that cannot be decoded, or floats that
-            are not finite: "raise" a ValueError that names it, or "skip" it with a
-            warning that names it, put the next good record in its place, and keep it in
-            `dataset.corrupt`.
+            do not change what is read: settings of Pillow such as `MAX_IMAGE_PIXELS`
+            are passed on as they are when reading starts. Each starts Python anew and
+            runs the main script up to its `if __name__ == "__main__":`, which it must
+            have.
+        on_corrupt: What to do about an image that cannot be decoded, a link to a file
+            that is not there, or floats that are not finite: "raise" a ValueError that
+            names it, or "skip" it with a warning that names it, put the next good
+            record in its place, and keep it in `dataset.corrupt`.
         process_index: Which of the processes that share each batch this is.
         process_count: How many processes share each batch; it must divide `batch_size`.
         labels: Whether to read the labels, where there are any.
@@ -124,6 +144,9 @@ def load(
         _check_latents(opened, image_size, channels)
         records = LatentRecords(opened, float(sigma_data))
     else:
+        if isinstance(opened, ImageArrays):
+            for problem in opened.problems():
+                warnings.warn(problem, stacklevel=2)
         records = ImageRecords(opened, image_size, channels, flip, labels)
     return ImageDataset(
         records,
@@ -145,21 +168,36 @@ def _open(source, split, data_dir, flip, labels):
     if not os.fspath(source):
         raise ValueError(f"`source` must not be empty. Received: source={source!r}")
     if data_dir is not None:
-        return PreparedDataset(os.fspath(source), split, data_dir)
-    path = pathlib.Path(source).expanduser()
+        return PreparedDataset(os.fspath(source), split, user_path(data_dir))
+    path = user_path(source)
     if path.is_dir():
         if (path / "manifest.json").exists() or (path / "settings.json").exists():
             return LatentShards(path, flip)
         if holds_idx_files(path):
             return IdxFiles(path, split, labels)
-        return ImageFolder(path, split)
+        return ImageFolder(path, split, labels)
     if is_idx_file(path):
         return IdxFiles(path, labels=labels)
-    if path.is_file() or path.suffix in (".npy", ".npz"):
+    if path.suffix.lower() in (".npy", ".npz"):
         return ImageArraysFile(path, labels)
-    if isinstance(source, os.PathLike) or path.is_absolute() or source[:1] in ".~":
+    if path.is_file():
+        return _open_zip(path, split, labels)
+    is_path = isinstance(source, os.PathLike) or path.is_absolute()
+    if is_path or source[:1] in ".~" or path.suffix.lower() == ".zip":
         raise ValueError(f"`source` must be there. Received: source={str(source)!r}")
     return PreparedDataset(source, split, data_dir)
+
+
+def _open_zip(path, split, labels):
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            "`source` must be a folder or zip file of images, or an .npz, .npy or IDX "
+            f"file. Received: source={str(path)!r}, a file of another kind; unpack an "
+            "archive, and give the folder of single images"
+        )
+    if holds_arrays(path):
+        return ImageArraysFile(path, labels)
+    return ImageZip(path, split, labels)
 
 
 def _arrays(source, labels):
@@ -169,11 +207,16 @@ def _arrays(source, labels):
                 "`source` must be an array of images, or a tuple (images, labels). "
                 f"Received: {type(source).__name__} of {len(source)} elements"
             )
+        if isinstance(source[0], tuple):
+            raise ValueError(
+                "`source` must be one split, as the first of Keras's `load_data()` is. "
+                f"Received: {type(source).__name__} of tuples"
+            )
         return ImageArrays(source[0], source[1] if labels else None)
     if not hasattr(source, "shape"):
         raise ValueError(
             "`source` must be a name, a path, an array or a tuple of arrays. Received: "
-            f"source={source!r}"
+            f"source={shortened(repr(source))}"
         )
     return ImageArrays(source)
 

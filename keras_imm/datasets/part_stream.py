@@ -6,10 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from keras_imm.datasets.extras import extra
-from keras_imm.datasets.worker_processes import (
-    end_with_parent,
-    starting_processes,
-)
+from keras_imm.datasets.worker_processes import starting_processes, worker_init
 
 _MAX_THREADS = 8
 
@@ -39,7 +36,7 @@ class PartStream(Iterator):
             per_worker_buffer_size=-(-parts_per_batch // num_workers) + 1,
         )
         with starting_processes():
-            self._stream = iter(stream.mp_prefetch(options, end_with_parent))
+            self._stream = iter(stream.mp_prefetch(options, worker_init()))
             # Every process has started when each has given a part.
             self._started.extend(next(self._stream) for _ in range(num_workers))
 

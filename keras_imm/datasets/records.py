@@ -4,13 +4,11 @@ from typing import Any
 
 import numpy as np
 
+from keras_imm.datasets.array_checks import check_float
 from keras_imm.datasets.decoding import CorruptRecordError, center_crop, decode
 from keras_imm.datasets.extras import pillow
 from keras_imm.datasets.latent_shards import LatentShards
 from keras_imm.latents.normalization import normalize
-
-# Far outside of any model's range, and dark for an image in [0, 255].
-_LARGEST_FLOAT = 20
 
 
 class ImageRecords:
@@ -103,13 +101,7 @@ class ImageRecords:
     def _check_floats(self, pixels, index):
         if not np.isfinite(pixels).all():
             raise CorruptRecordError("its pixels are not finite")
-        largest = np.abs(pixels).max(initial=0)
-        if largest > _LARGEST_FLOAT:
-            raise ValueError(
-                "Images of floats must be in the model's range, about [-1, 1]; those "
-                "in [0, 255] must be uint8. Received: "
-                f"{self.source.record_name(index)} with {largest:g} in absolute value"
-            )
+        check_float(np.abs(pixels).max(initial=0), self.source.record_name(index))
 
     def _checked_label(self, label, index):
         if not self.num_classes:

@@ -1,11 +1,14 @@
 """Starting grain's processes from any program, and ending them with it."""
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+from keras_imm.datasets import pillow_settings
 
 
 @contextlib.contextmanager
@@ -48,8 +51,17 @@ def _without_main_script():
         main.update(aside)
 
 
-def end_with_parent(index: int, count: int) -> None:
-    """Run by a process that reads: it ends when its parent does, even if killed."""
+def worker_init() -> Callable[[int, int], None]:
+    """What a process that reads runs first, with its number and how many there are.
+
+    It reads as this process does, with its settings of Pillow, and ends when this one
+    does, even if that is killed.
+    """
+    return functools.partial(_start, pillow_settings.current())
+
+
+def _start(pillow_state, index, count):
+    pillow_settings.apply(pillow_state)
     parent = multiprocessing.parent_process()
     threading.Thread(target=_wait_and_end, args=(parent,), daemon=True).start()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import pathlib
@@ -9,7 +10,7 @@ import shutil
 import socket
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 _UNFINISHED = ".unfinished-"
@@ -64,6 +65,31 @@ def atomic_directory(
 
 
 @contextlib.contextmanager
+def made_folder(path: str | os.PathLike) -> Iterator[None]:
+    """Makes a folder, with its parents, to write into.
+
+    If the body fails, those that were made are removed again, unless something else has
+    been put into them.
+
+    Args:
+        path: The folder, which may be there.
+
+    Raises:
+        OSError: If it is a file, or cannot be made.
+    """
+    path = pathlib.Path(path)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def replaced_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Makes a folder that takes the place of another once it is complete.
 
@@ -115,7 +141,7 @@ def atomic_files(*paths: str | os.PathLike) -> Iterator[list[pathlib.Path]]:
     places = [pathlib.Path(path) for path in paths]
     temporaries = [_unfinished(place) for place in places]
     try:
-        with _naming(*places):
+        with _naming(*places, in_place_of=temporaries):
             yield temporaries
         for temporary, place in zip(temporaries, places, strict=True):
             with _naming(place):
@@ -196,7 +222,9 @@ def remove_unfinished(
             but those of this machine that have ended.
         stem: What the names begin with, up to their first dot. Default: any.
     """
-    pattern = f"{_UNFINISHED}*" if stem is None else f"{_UNFINISHED}{stem}-*"
+    pattern = f"{_UNFINISHED}*"
+    if stem is not None:
+        pattern = f"{_UNFINISHED}{glob.escape(stem)}-*"
     for path in pathlib.Path(parent).glob(pattern):
         if ended and not _has_ended(path):
             continue
@@ -277,14 +305,26 @@ def _has_ended(path: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def _naming(*paths: pathlib.Path) -> Iterator[None]:
-    """Lets an error that names no file, such as a full disk's, name `paths`."""
+def _naming(
+    *paths: pathlib.Path, in_place_of: Sequence[pathlib.Path] = ()
+) -> Iterator[None]:
+    """Lets an error that names no file, such as a full disk's, name `paths`.
+
+    Args:
+        *paths: The files that are written.
+        in_place_of: Temporary files, each of which is called by its place.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is not None:
+        known = {
+            str(temporary): place
+            for temporary, place in zip(in_place_of, paths, strict=False)
+        }
+        named = None if error.filename is None else str(error.filename)
+        if named is not None and named not in known:
             raise
-        names = ", ".join(map(str, paths))
+        names = str(known[named]) if named else ", ".join(map(str, paths))
         if error.errno is None:
             raise OSError(f"Cannot write {names}: {error}") from error
         raise OSError(error.errno, error.strerror, names) from error

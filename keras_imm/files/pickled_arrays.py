@@ -2,13 +2,13 @@
 
 import math
 import os
-import pathlib
 import re
 import zipfile
 from typing import Any
 
 import numpy as np
 
+from keras_imm.files.paths import user_path
 from keras_imm.files.pickle_reader import Buffer, Call, Name, read_pickle
 from keras_imm.files.torch_storage import Storage, read_legacy, read_zip, view
 
@@ -55,7 +55,7 @@ def load_torch(path: str | os.PathLike) -> Any:
 
 def _load(path, read):
     try:
-        return _Arrays().of(read(pathlib.Path(path)))
+        return _Arrays().of(read(user_path(path)))
     except OSError:
         raise
     except Exception as error:  # a damaged pickle raises nearly anything

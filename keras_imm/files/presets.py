@@ -19,18 +19,22 @@ import numpy as np
 from keras import ops
 
 from keras_imm.files.atomic import (
+    made_folder,
     remove_unfinished,
     replaced_directory,
     write_json,
     write_text,
 )
+from keras_imm.files.checksum import sha256
 from keras_imm.files.downloads import fetch_folder_from_hub, upload_folder_to_hub
+from keras_imm.files.paths import replaceable_folder, user_path
 from keras_imm.files.weights_file import is_weights_file, narrow
-from keras_imm.validation import check_choice
+from keras_imm.validation import check_choice, shortened
 
 CONFIG = "config.json"
 WEIGHTS = "model.weights.h5"
 METADATA = "metadata.json"
+_CHECKSUM = "weights_sha256"  # of metadata.json
 MODEL_CARD = "README.md"
 FILENAMES = (CONFIG, WEIGHTS, METADATA, MODEL_CARD)
 
@@ -84,7 +88,7 @@ def load(
 
     Raises:
         ValueError: If it is no preset, makes something else, or has no weights while
-            they are asked for.
+            they are asked for, or others than were saved.
         OSError: If it cannot be fetched.
     """
     filenames = (CONFIG, METADATA, WEIGHTS) if load_weights else (CONFIG, METADATA)
@@ -97,8 +101,19 @@ def load(
         )
     model = make(config, kind, f"Preset {_name(preset)!r}")
     if load_weights:
+        _check_checksum(folder, preset)
         model.load_weights(folder / WEIGHTS)
     return model
+
+
+def _check_checksum(folder: pathlib.Path, preset: Any) -> None:
+    """Raises ValueError if the weights are not those that were saved."""
+    expected = _read_json(folder / METADATA, preset).get(_CHECKSUM)
+    if expected is not None and sha256(folder / WEIGHTS) != expected:
+        raise ValueError(
+            f"Preset {_name(preset)!r} is damaged: {WEIGHTS} has another SHA-256 than "
+            f"{METADATA} says."
+        )
 
 
 def make(config: Mapping[str, Any], kind: type[keras.Model], what: str) -> keras.Model:
@@ -149,9 +164,7 @@ def _reason(error: BaseException) -> str:
     """What first went wrong; Keras prints whole configs around it."""
     while error.__context__ is not None:
         error = error.__context__
-    text = str(error)
-    short = text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
-    return f"{type(error).__name__}: {short}"
+    return f"{type(error).__name__}: {shortened(error, _LONGEST_REASON)}"
 
 
 def serialized(model: keras.Model) -> dict[str, Any]:
@@ -165,19 +178,16 @@ def check_place(folder: str | os.PathLike) -> pathlib.Path:
     """The absolute path of a folder that a preset may be saved to.
 
     Raises:
-        ValueError: If it is a file, or has something else in it than a preset.
+        ValueError: If it is a file, has something else in it than a preset, or would
+            be taken for a preset of the library.
     """
-    folder = pathlib.Path(folder).resolve()
-    if not folder.exists():
-        return folder
-    found = sorted(os.listdir(folder)) if folder.is_dir() else [folder.name]
-    foreign = [name for name in found if name not in FILENAMES]
-    if foreign or (found and CONFIG not in found):
+    if isinstance(folder, str) and folder in names():
         raise ValueError(
-            "`folder` must be new, empty or a preset, which is replaced. Received: "
-            f"folder={str(folder)!r}, where there is {(foreign or found)[0]!r}"
+            f"`folder` must be another one than {folder!r}, by which `from_preset` "
+            f"finds the library's preset, or with its path, './{folder}'. Received: "
+            f"folder={folder!r}"
         )
-    return folder
+    return replaceable_folder(folder, FILENAMES, CONFIG, "a preset")
 
 
 def save(
@@ -205,7 +215,7 @@ def save(
     folder = check_place(folder)
     _check_weights(model, dtype)
     metadata = {
-        "keras_imm_version": _version(),
+        "keras_imm_version": library_version(),
         "keras_version": keras.__version__,
         "parameter_count": model.count_params(),
         "date_saved": datetime.datetime.now().strftime("%Y-%m-%d@%H:%M:%S"),
@@ -214,12 +224,12 @@ def save(
     }
     _check_json("description", metadata)
     config = serialized(model)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_directory(folder) as unfinished:
+    with made_folder(folder.parent), replaced_directory(folder) as unfinished:
         write_json(unfinished / CONFIG, config)
-        write_json(unfinished / METADATA, metadata)
         model.save_weights(unfinished / WEIGHTS)
         narrow(unfinished / WEIGHTS, dtype)
+        metadata[_CHECKSUM] = sha256(unfinished / WEIGHTS)
+        write_json(unfinished / METADATA, metadata)
         if model_card is not None:
             write_text(unfinished / MODEL_CARD, model_card)
     # Of processes that were killed while they saved.
@@ -234,8 +244,8 @@ def upload_preset(uri: str, folder: str | os.PathLike) -> None:
         folder: A folder that `save_to_preset` wrote.
 
     Raises:
-        ValueError: If `uri` is of another form or the folder is no preset with
-            weights.
+        ValueError: If `uri` is of another form, or the folder is no preset with
+            weights that can be loaded, as is tried first.
         OSError: If it cannot be uploaded.
 
     Example:
@@ -249,11 +259,12 @@ def upload_preset(uri: str, folder: str | os.PathLike) -> None:
     if not isinstance(uri, str) or not uri.startswith(_HUB):
         raise ValueError(f"`uri` must be 'hf://user/name'. Received: uri={uri!r}")
     repository = _repository("uri", uri)
-    folder = pathlib.Path(folder)
+    folder = user_path(folder, "folder")
     for name in (CONFIG, METADATA):
         _read_json(folder / name, folder)
     if not is_weights_file(folder / WEIGHTS):
         raise ValueError(f"Preset {_name(folder)!r} has no weights in {WEIGHTS}.")
+    load(folder, keras.Model)
     upload_folder_to_hub(repository, folder, FILENAMES, extra=_EXTRA)
 
 
@@ -269,7 +280,7 @@ def _find(preset: Any, filenames: tuple[str, ...]) -> pathlib.Path:
     if not isinstance(preset, str | os.PathLike) or not _name(preset):
         raise _unknown(preset)
     name = _name(preset)
-    if name in names():
+    if isinstance(preset, str) and name in names():
         return BUILT_IN / name
     if name.startswith(_HUB):
         return fetch_folder_from_hub(
@@ -279,9 +290,10 @@ def _find(preset: Any, filenames: tuple[str, ...]) -> pathlib.Path:
             extra=_EXTRA,
             usage="from_preset({})",
         )
-    if not os.path.isdir(name):
+    folder = user_path(name)
+    if not os.path.isdir(folder):
         raise _unknown(preset)
-    return pathlib.Path(name)
+    return folder
 
 
 def _unknown(preset: Any) -> ValueError:
@@ -345,7 +357,7 @@ def _check_weights(model: keras.Model, dtype: str) -> None:
             )
 
 
-def _version() -> str | None:
+def library_version() -> str | None:
     """Version of the library, or None where it was not installed but put on a path."""
     from importlib import metadata
 

@@ -5,6 +5,8 @@ import pathlib
 
 import numpy as np
 
+from keras_imm.files.hdf5_file import hdf5_file
+
 
 def narrow(path: str | os.PathLike, dtype: str) -> None:
     """Rewrites a `.weights.h5` file with its wider floats in another type.
@@ -15,12 +17,19 @@ def narrow(path: str | os.PathLike, dtype: str) -> None:
     Args:
         path: The file.
         dtype: "float16" or "float32".
+
+    Raises:
+        OSError: If the disk is full, among others.
     """
     import h5py
 
     path = pathlib.Path(path)
     narrowed = path.with_name(f"narrowed-{path.name}")
-    with h5py.File(path) as source, h5py.File(narrowed, "w") as target:
+    with (
+        h5py.File(path) as source,
+        hdf5_file(narrowed) as file,
+        h5py.File(file, "w") as target,
+    ):
         _copy_group(source, target, np.dtype(dtype))
     os.replace(narrowed, path)
 

@@ -1,11 +1,11 @@
 """KerasCV's Stable Diffusion encoder and decoder, without its factor of 0.18215."""
 
 import os
-import pathlib
 
 import keras
 
 from keras_imm.backend import keras_private
+from keras_imm.files.paths import user_path
 
 # The published autoencoder's; KerasCV has 1e-5.
 EPSILON = 1e-6
@@ -21,7 +21,7 @@ def build_encoder() -> keras.Sequential:
         ImportError: If KerasCV or TensorFlow, which it imports, is not installed.
     """
     image_encoder, _ = _keras_cv()
-    with _Float32():
+    with _AsPublished():
         layers = image_encoder(download_weights=False).layers
         # The last one keeps the mean alone and scales it.
         return _sequential("encoder", (None, None, 3), layers[:-1])
@@ -37,7 +37,7 @@ def build_decoder() -> keras.Sequential:
         ImportError: If KerasCV or TensorFlow, which it imports, is not installed.
     """
     _, decoder = _keras_cv()
-    with _Float32():
+    with _AsPublished():
         layers = decoder(64, 64, download_weights=False).layers
         # The first one divides by 0.18215.
         return _sequential("decoder", (None, None, 4), layers[1:])
@@ -56,7 +56,7 @@ def load_keras_cv_weights(network: keras.Model, path: str | os.PathLike) -> None
         ValueError: If the file does not fit; the message names it. The weights may
             have changed in part.
     """
-    path = pathlib.Path(path)
+    path = user_path(path)
     if not path.is_file() or path.suffix != ".h5":
         raise ValueError(
             f"The weights of KerasCV's {network.name} must be a file ending in .h5. "
@@ -88,12 +88,18 @@ def _sequential(name, input_shape, layers):
     return keras.Sequential([keras.Input(input_shape), *layers], name=name)
 
 
-class _Float32:
-    """Builds layers in float32, whatever the policy: KerasCV's take no dtype."""
+class _AsPublished:
+    """Builds layers in float32, channels last, whatever Keras's settings say.
+
+    KerasCV's take no dtype and no data format.
+    """
 
     def __enter__(self):
         self.policy = keras.config.dtype_policy()
+        self.data_format = keras.config.image_data_format()
         keras.config.set_dtype_policy("float32")
+        keras.config.set_image_data_format("channels_last")
 
     def __exit__(self, *exception):
         keras.config.set_dtype_policy(self.policy)
+        keras.config.set_image_data_format(self.data_format)

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from keras_imm.files.paths import user_path
+
 FILENAME = "diffusion_pytorch_model.safetensors"
 # As safetensors calls the floats that NumPy has.
 DTYPES = ("F16", "F32", "F64")
@@ -101,7 +103,7 @@ def load_weights(
 
 def find_file(path: str | os.PathLike) -> pathlib.Path:
     """The safetensors file at a path, which may be the folder that holds it."""
-    given = path = pathlib.Path(path)
+    given = path = user_path(path)
     if path.is_dir():
         candidates = (path / FILENAME, path / "vae" / FILENAME)
         path = next((c for c in candidates if c.is_file()), candidates[0])

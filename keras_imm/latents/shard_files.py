@@ -28,6 +28,8 @@ from keras_imm.files.atomic import (
     write_json_once,
 )
 from keras_imm.files.checksum import sha256
+from keras_imm.files.paths import user_path
+from keras_imm.validation import shortened
 
 FORMAT = "keras_imm latent shards"
 VERSION = 1
@@ -82,16 +84,19 @@ def check_settings(folder: str | os.PathLike, settings: dict[str, Any]) -> None:
         ValueError: If the folder's shards are made with other settings; the message
             names the first that differs, with both values.
     """
-    path = pathlib.Path(folder) / SETTINGS
+    path = user_path(folder) / SETTINGS
     if not path.exists():
         return
     stored = read_json(path)
     if not isinstance(stored, dict):
-        raise ValueError(f"{path} must hold settings by name. Received: {stored!r}")
+        raise ValueError(
+            f"{path} must hold settings by name. Received: {shortened(repr(stored))}"
+        )
     for name in sorted({*stored, *settings}):
         if stored.get(name) != settings.get(name):
             raise ValueError(
-                f"{folder} is for latents made with {name}={stored.get(name)!r}. "
+                f"{folder} is for latents made with {name}="
+                f"{shortened(repr(stored.get(name)))}. "
                 f"Received: {name}={settings.get(name)!r}. Continue with the same "
                 "settings, choose another folder or empty this one."
             )
@@ -108,7 +113,7 @@ def claim_folder(folder: str | os.PathLike, settings: dict[str, Any]) -> None:
         ValueError: If the folder's shards are made with other settings, as
             `check_settings` does.
     """
-    path = pathlib.Path(folder) / SETTINGS
+    path = user_path(folder) / SETTINGS
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         write_json_once(path, settings)
@@ -129,11 +134,11 @@ def write_shard(
         records: One-dimensional array of a `record_dtype`.
         skipped: What was left out: the name of the image and why.
     """
-    folder = pathlib.Path(folder)
+    folder = user_path(folder)
     path = folder / f"{shard_name(number)}.npy"
     remove_unfinished(folder, stem=shard_name(number))
     with atomic_file(path) as unfinished:
-        np.save(unfinished, records, allow_pickle=False)
+        _write_array(unfinished, records)
         entry = {
             "file": path.name,
             "records": len(records),
@@ -144,9 +149,17 @@ def write_shard(
     write_json(path.with_suffix(".json"), entry)
 
 
+def _write_array(path: pathlib.Path, array: np.ndarray) -> None:
+    """As `np.save`, which does not notice that a disk is full at the last kilobytes."""
+    with open(path, "wb") as file:
+        header = np.lib.format.header_data_from_array_1_0(array)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(np.ascontiguousarray(array).view(np.uint8))
+
+
 def has_shard(folder: str | os.PathLike, number: int) -> bool:
     """Whether a shard is there, whole."""
-    return (pathlib.Path(folder) / f"{shard_name(number)}.json").exists()
+    return (user_path(folder) / f"{shard_name(number)}.json").exists()
 
 
 def write_manifest(
@@ -166,7 +179,7 @@ def write_manifest(
     Raises:
         ValueError: If they hold no record at all.
     """
-    folder = pathlib.Path(folder)
+    folder = user_path(folder)
     if not all(has_shard(folder, number) for number in range(num_shards)):
         return False
     shards = [
@@ -201,9 +214,9 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
         ValueError: If the folder has no manifest, because it is another folder or
             because shards are still missing, or if the file is not one.
     """
-    path = pathlib.Path(folder) / MANIFEST
+    path = user_path(folder) / MANIFEST
     if not path.exists():
-        shards = len(list(pathlib.Path(folder).glob("shard-*.json")))
+        shards = len(list(user_path(folder).glob("shard-*.json")))
         raise ValueError(
             f"{path} is missing: {folder} is no folder of latents, or its encoding has "
             f"not finished ({shards} shards are there)."
@@ -216,7 +229,7 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
     if found != (FORMAT, VERSION):
         raise ValueError(
             f"{path} must say format {FORMAT!r} and version {VERSION}. Received: "
-            f"{found!r}"
+            f"{shortened(repr(found))}"
         )
     missing = [name for name in _MANIFEST_ENTRIES if name not in manifest]
     if missing:
@@ -233,7 +246,7 @@ def damaged_shards(folder: str | os.PathLike) -> list[str]:
     Returns:
         For each shard that is not what the manifest says, its path and what is wrong.
     """
-    folder = pathlib.Path(folder)
+    folder = user_path(folder)
     damaged = []
     for shard in read_manifest(folder)["shards"]:
         path = folder / shard["file"]
@@ -247,6 +260,6 @@ def damaged_shards(folder: str | os.PathLike) -> list[str]:
 def read_json(path: str | os.PathLike) -> Any:
     """Reads a JSON file; ValueError names it where it is none."""
     try:
-        return json.loads(pathlib.Path(path).read_text("utf-8"))
+        return json.loads(user_path(path).read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error

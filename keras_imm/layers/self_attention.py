@@ -66,8 +66,10 @@ class SelfAttention(keras.layers.Layer):
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.qk_norm = qk_norm
-        self.qkv_initializer = keras.initializers.get(qkv_initializer)
-        self.projection_initializer = keras.initializers.get(projection_initializer)
+        self.qkv_initializer = _initializer("qkv_initializer", qkv_initializer)
+        self.projection_initializer = _initializer(
+            "projection_initializer", projection_initializer
+        )
 
     def build(self, tokens_shape) -> None:
         hidden_size = tokens_shape[-1]
@@ -131,3 +133,14 @@ class SelfAttention(keras.layers.Layer):
             ),
         )
         return config
+
+
+def _initializer(name: str, given: Any) -> Any:
+    """Keras's initializer; an error names the argument."""
+    try:
+        return keras.initializers.get(given)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"`{name}` must be an initializer of Keras, or the name of one. "
+            f"Received: {name}={given!r}"
+        ) from error

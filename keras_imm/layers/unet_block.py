@@ -212,6 +212,7 @@ class UNetBlock(keras.layers.Layer):
         return x
 
     def resampled(self, x) -> Any:
+        """Features at the block's resolution: halved, doubled or as they are."""
         if self.resample == "down":
             return downsample(x, self.resample_filter)
         if self.resample == "up":

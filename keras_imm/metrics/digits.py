@@ -76,6 +76,17 @@ class DigitsQuality:
 
         if images is None:
             images, labels = load_digits()
+        images = np.asarray(images)
+        if images.dtype.kind != "f" or images.ndim < 2 or len(images) == 0:
+            raise ValueError(
+                "`images` must be floats of shape (num_images, ...), as `load_digits` "
+                f"returns them. Received: shape {images.shape}, dtype {images.dtype}"
+            )
+        if np.shape(labels) != (len(images),):
+            raise ValueError(
+                "`labels` must be integers of shape (num_images,), here "
+                f"({len(images)},). Received: shape {np.shape(labels)}"
+            )
         self.pixels = images.reshape(len(images), -1)
         self.classifier = MLPClassifier((128, 64), max_iter=300, random_state=0)
         self.classifier.fit(self.pixels, labels)

@@ -15,13 +15,14 @@ from keras_imm.metrics.feature_network import FeatureNetwork
 from keras_imm.metrics.frechet import frechet_distance
 from keras_imm.metrics.kernel_distance import kernel_distance
 from keras_imm.metrics.manifolds import precision_recall
-from keras_imm.validation import check_choice
+from keras_imm.validation import check_choice, check_integer
 
 MEASURE = "fashion_mnist_v1"
 CHECKSUM = "3d650c5b9a07210669eb1e33665a688c5645abca62db189f6f21eb3ebe91ccc0"
 NUM_FEATURES = 64
 _PER_CLASS = 1000  # training images of each class that the floor is measured on
 _SUBSET = 1000  # of the kernel distance, where there are so many samples
+_LARGEST = 20.0  # of a sample's values, as elsewhere in the library
 _BATCH = 500
 _LAYERS = ("conv_1", "conv_2", "conv_3", "features", "logits")
 
@@ -166,6 +167,11 @@ class FashionMNISTQuality:
         test: Any = None,
         train: tuple[Any, Any] | None = None,
     ):
+        if data_dir is not None and not isinstance(data_dir, str | os.PathLike):
+            raise ValueError(
+                "`data_dir` must be the path of a folder or None. "
+                f"Received: data_dir={data_dir!r}"
+            )
         self._data_dir, self._train = data_dir, train
         self.classifier = FashionMNISTClassifier()
         if test is None:
@@ -175,6 +181,7 @@ class FashionMNISTQuality:
     @staticmethod
     def labels(count: int = 10_000) -> np.ndarray:
         """Uniform labels, int32 of shape (count,): 0, 1, ..., 9, 0, 1, ..."""
+        check_integer("count", count, at_least=1)
         return np.arange(count, dtype="int32") % len(FASHION_MNIST_CLASSES)
 
     def measure(self, samples: Any, labels: Any) -> dict[str, float]:
@@ -267,6 +274,11 @@ def _rounded(images):
             "Images must be uint8 in [0, 255] or finite floats in [-1, 1]. Received: "
             f"dtype {images.dtype}"
             + (", with values that are not finite" * (images.dtype.kind == "f"))
+        )
+    if np.abs(images).max() > _LARGEST:
+        raise ValueError(
+            "Images as floats must be in [-1, 1]; values a little beyond are clipped. "
+            f"Received: values in [{images.min():.6g}, {images.max():.6g}]"
         )
     pixels = np.rint(127.5 * images.astype("float32") + 127.5)
     return np.clip(pixels, 0, 255).astype("uint8")

@@ -12,6 +12,7 @@ from keras import layers, ops
 
 from keras_imm.files.checksum import sha256
 from keras_imm.files.downloads import fetch_url
+from keras_imm.files.paths import user_path
 from keras_imm.files.pickled_arrays import load_torch
 from keras_imm.metrics import inception_blocks as blocks
 from keras_imm.metrics.checks import check_images
@@ -93,7 +94,11 @@ class InceptionV3(FeatureNetwork):
         self.taps = taps
         self.trainable = False
         if weights is not None:
-            path = fetch() if weights == "fid" else find_file(weights)
+            path = (
+                fetch()
+                if isinstance(weights, str) and weights == "fid"
+                else find_file(weights)
+            )
             load_weights(path, convolutions.made, classifier)
 
     def features(self, images: Any, batch_size: int = 64) -> dict[str, np.ndarray]:
@@ -144,19 +149,20 @@ def fetch() -> pathlib.Path:
 
 def find_file(weights: Any) -> pathlib.Path:
     """The file at a path; warns if it is not the published one."""
-    if not isinstance(weights, str | os.PathLike) or not os.path.isfile(weights):
+    path = user_path(weights) if isinstance(weights, str | os.PathLike) else ""
+    if not os.path.isfile(path):
         raise ValueError(
             f'`weights` must be "fid", None or the path of {FILENAME}. '
             f"Received: weights={weights!r}"
         )
-    digest = sha256(weights)
+    digest = sha256(path)
     if not digest.startswith(CHECKSUM):
         warnings.warn(
-            f"{os.fspath(weights)} is not the published {FILENAME}: its SHA-256 begins "
+            f"{path} is not the published {FILENAME}: its SHA-256 begins "
             f"with {digest[:8]}. Distances will not compare with published ones.",
             stacklevel=3,
         )
-    return pathlib.Path(weights)
+    return path
 
 
 def load_weights(
@@ -224,7 +230,7 @@ class Bias(keras.layers.Layer):
 
 def _outputs(conv, images):
     """All taps, and the two layers of the classifier."""
-    mean = layers.GlobalAveragePooling2D(dtype="float32")
+    mean = layers.GlobalAveragePooling2D(**blocks.IMAGES)
     x = blocks.Resize(dtype="float32")(images)
     first, x = blocks.stem(conv, x)
     taps = {"64": mean(first), "192": mean(x)}
@@ -248,7 +254,8 @@ def _outputs(conv, images):
 
 def _check_taps(taps):
     allowed = ", ".join(map(repr, TAPS))
-    if isinstance(taps, str) or not taps or not all(tap in TAPS for tap in taps):
+    is_list = isinstance(taps, (list, tuple)) and len(taps) > 0
+    if not is_list or not all(isinstance(t, str) and t in TAPS for t in taps):
         raise ValueError(
             f"`taps` must be one or more of {allowed}, in a list. "
             f"Received: taps={taps!r}"

@@ -12,6 +12,10 @@ from keras import layers, ops
 SIZE = 299  # of the images that the network sees
 
 
+# Of layers that take images, whatever Keras's settings say.
+IMAGES = {"dtype": "float32", "data_format": "channels_last"}
+
+
 class Resize(keras.layers.Layer):
     """Bilinear resize to 299x299 as TensorFlow 1 does it, then to about [-1, 1].
 
@@ -72,8 +76,8 @@ class Convolutions:
             padding,
             use_bias=False,
             kernel_initializer=self.initializer,
-            dtype="float32",
             name=f"{label}_conv",
+            **IMAGES,
         )
         normalization = layers.BatchNormalization(
             epsilon=1e-3, dtype="float32", name=f"{label}_bn"
@@ -93,10 +97,10 @@ def stem(conv: Convolutions, x: Any) -> tuple[Any, Any]:
     x = conv(x, "Conv2d_1a_3x3", 32, 3, 2, "valid")
     x = conv(x, "Conv2d_2a_3x3", 32, 3, 1, "valid")
     x = conv(x, "Conv2d_2b_3x3", 64, 3)
-    first = layers.MaxPooling2D(3, 2)(x)
+    first = layers.MaxPooling2D(3, 2, **IMAGES)(x)
     x = conv(first, "Conv2d_3b_1x1", 80, 1, 1, "valid")
     x = conv(x, "Conv2d_4a_3x3", 192, 3, 1, "valid")
-    return first, layers.MaxPooling2D(3, 2)(x)
+    return first, layers.MaxPooling2D(3, 2, **IMAGES)(x)
 
 
 def block_a(conv: Convolutions, x: Any, name: str, pool_filters: int) -> Any:
@@ -120,7 +124,7 @@ def block_b(conv: Convolutions, x: Any, name: str) -> Any:
             ("_2", 96, 3),
             ("_3", 96, 3, 2, "valid"),
         ),
-        layers.MaxPooling2D(3, 2)(x),
+        layers.MaxPooling2D(3, 2, **IMAGES)(x),
     )
 
 
@@ -160,7 +164,7 @@ def block_d(conv: Convolutions, x: Any, name: str) -> Any:
             ("_3", 192, (7, 1)),
             ("_4", 192, 3, 2, "valid"),
         ),
-        layers.MaxPooling2D(3, 2)(x),
+        layers.MaxPooling2D(3, 2, **IMAGES)(x),
     )
 
 
@@ -179,7 +183,7 @@ def block_e(conv: Convolutions, x: Any, name: str, pool: Callable) -> Any:
 def last_blocks(conv: Convolutions, x: Any) -> Any:
     """The two 8x8 blocks. The last pools by the maximum, unlike the published one."""
     x = block_e(conv, x, "Mixed_7b", _average)
-    return block_e(conv, x, "Mixed_7c", layers.MaxPooling2D(3, 1, "same"))
+    return block_e(conv, x, "Mixed_7c", layers.MaxPooling2D(3, 1, "same", **IMAGES))
 
 
 def _split(conv, x, name):
@@ -188,7 +192,7 @@ def _split(conv, x, name):
 
 def _average(x):
     """Averages over the pixels that there are: padding does not count."""
-    return layers.AveragePooling2D(3, 1, "same")(x)
+    return layers.AveragePooling2D(3, 1, "same", **IMAGES)(x)
 
 
 def _join(*branches):

@@ -103,9 +103,7 @@ def density_coverage(features: Any, reference: Any, k: int = 5) -> Density:
 
 
 class _Neighbours(FeatureMetric):
-    def __init__(
-        self, reference: Any, k: int, max_samples: int = 50_000, seed: int = 0
-    ):
+    def __init__(self, reference: Any, k: int, max_samples: int, seed: int):
         super().__init__(max_samples, seed)
         self.reference = check_features(reference, "reference")
         _check_k(k, len(self.reference), "reference")
@@ -134,8 +132,10 @@ class PrecisionRecall(_Neighbours):
     ```
     """
 
-    def __init__(self, reference: Any, k: int = 3, **kwargs: Any):
-        super().__init__(reference, k, **kwargs)
+    def __init__(
+        self, reference: Any, k: int = 3, max_samples: int = 50_000, seed: int = 0
+    ):
+        super().__init__(reference, k, max_samples, seed)
 
     def result(self) -> Precision:
         return precision_recall(self.reservoir.features(), self.reference, self.k)
@@ -163,8 +163,10 @@ class DensityCoverage(_Neighbours):
     ```
     """
 
-    def __init__(self, reference: Any, k: int = 5, **kwargs: Any):
-        super().__init__(reference, k, **kwargs)
+    def __init__(
+        self, reference: Any, k: int = 5, max_samples: int = 50_000, seed: int = 0
+    ):
+        super().__init__(reference, k, max_samples, seed)
 
     def result(self) -> Density:
         return density_coverage(self.reservoir.features(), self.reference, self.k)

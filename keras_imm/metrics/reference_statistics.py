@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +10,12 @@ import keras
 import numpy as np
 
 from keras_imm.files.atomic import atomic_file
+from keras_imm.files.paths import user_path
 from keras_imm.files.pickled_arrays import load_pickle, load_torch
 from keras_imm.metrics.checks import check_count, check_features, check_real
 from keras_imm.metrics.moments import Moments
 from keras_imm.metrics.reservoir import FeatureReservoir
+from keras_imm.validation import shortened
 
 # As EDM and ADM call them in their files.
 _NAMES = {
@@ -109,7 +110,7 @@ class ReferenceStatistics:
         Raises:
             ValueError: If there is no such file, or it is of another kind.
         """
-        path = pathlib.Path(path).expanduser()
+        path = user_path(path)
         if not path.is_file():
             raise ValueError(
                 "`path` must be a file of statistics (.npz, .pkl or .pt). "
@@ -129,7 +130,8 @@ class ReferenceStatistics:
             saved = saved["fid"]
         for name in ("mu", "sigma"):
             if name not in saved:
-                raise ValueError(f"it has {', '.join(sorted(saved))}, but no {name}")
+                found = shortened(", ".join(sorted(map(str, saved))))
+                raise ValueError(f"it has {found}, but no {name}")
         return cls(
             **{field: saved[name] for field, name in _NAMES.items() if name in saved}
         )
@@ -145,7 +147,7 @@ class ReferenceStatistics:
             for field, name in _NAMES.items()
             if getattr(self, field) is not None
         }
-        with atomic_file(path) as unfinished, open(unfinished, "wb") as file:
+        with atomic_file(user_path(path)) as unfinished, open(unfinished, "wb") as file:
             np.savez(file, **arrays)
 
     @classmethod
@@ -231,14 +233,15 @@ def named_features(network: Any, images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _read(path):
-    if path.suffix == ".npz":
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
         with np.load(path, allow_pickle=False) as file:
             wanted = (name for name in _NAMES.values() if name in file.files)
             saved = {name: file[name] for name in wanted}
             return saved or dict.fromkeys(file.files)
-    if path.suffix in (".pt", ".pth"):
+    if suffix in (".pt", ".pth"):
         saved = load_torch(path)
-    elif path.suffix == ".pkl":
+    elif suffix == ".pkl":
         saved = load_pickle(path)
     else:
         raise ValueError("its name must end in .npz, .pkl or .pt")

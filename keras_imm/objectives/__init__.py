@@ -4,7 +4,8 @@ from typing import Any
 
 from keras_imm.objectives.averaged_weights import AveragedWeights
 from keras_imm.objectives.batch_loss import Batch, BatchLoss
-from keras_imm.objectives.consistency import ConsistencyTraining, ContinuousConsistency
+from keras_imm.objectives.consistency_training import ConsistencyTraining
+from keras_imm.objectives.continuous_consistency import ContinuousConsistency
 from keras_imm.objectives.differential_moment_matching import (
     DifferentialMomentMatching,
 )

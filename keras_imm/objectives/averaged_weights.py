@@ -10,7 +10,7 @@ from keras import ops
 from keras_imm.backend import keras_private
 from keras_imm.backend.random_streams import random_states
 from keras_imm.flow_map import replaced_values
-from keras_imm.validation import check_rate
+from keras_imm.validation import check_instance, check_rate
 
 
 class AveragedWeights:
@@ -26,7 +26,8 @@ class AveragedWeights:
     """
 
     def __init__(self, backbone: keras.layers.Layer, momenta: Mapping[str, float]):
-        check_momenta(momenta)
+        check_instance("backbone", backbone, keras.layers.Layer)
+        check_momenta(momenta, "momenta")
         self._momenta = dict(momenta)
         self._backbone = backbone
         self._weights = keras_private.weights_made_trainable(backbone)
@@ -81,8 +82,9 @@ class AveragedWeights:
                 average.assign(keep * average.value + (1.0 - keep) * value)
 
 
-def check_momenta(momenta: Mapping[str, float]) -> None:
+def check_momenta(momenta: Mapping[str, float], argument: str = "averages") -> None:
     """Raises ValueError unless an objective's `averages` are names and momenta."""
+    check_instance(argument, momenta, Mapping)
     for name, momentum in momenta.items():
         if not isinstance(name, str) or not name or "/" in name:
             raise ValueError(

@@ -115,7 +115,9 @@ class MeanFlow(Objective):
         check_fraction("guided_until", guided_until)
         self.improved = improved
         self.times = time_distributions.get(times)
-        self.target_times = target_times and time_distributions.get(target_times)
+        self.target_times = None
+        if target_times is not None:
+            self.target_times = time_distributions.get(target_times, "target_times")
         self._roles = Roles("flow_matching_share", flow_matching_share)
         self.flow_matching_share = self._roles.share
         self.power = power

@@ -76,9 +76,10 @@ class MomentMatching(Objective):
         flow_matching_share: Share of the groups that learn the flow's velocity (s = t)
             in place of jumps: a fraction in [0, 1) with a denominator of at most 16,
             such as 0.25. The last groups of every run of that many have this role.
-            Their loss is the limit of the Laplace kernel's as first r and then s goes
-            to t: w(t, t) times the norm of the velocity's error in units of sigma_data,
-            so that neither role has a weight of its own.
+            Their loss is, to first order, the Laplace kernel's of jumps whose target
+            starts at s, as s goes to t: w(t, t) times the norm of the velocity's error
+            in units of sigma_data. A jump whose r is near t has less, by about
+            (t - r) / (t - s).
 
     Raises:
         ValueError: If an argument is out of its range.

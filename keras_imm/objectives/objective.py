@@ -41,7 +41,8 @@ class Objective:
         averages: Momentum by name of the averages of the weights that the target
             takes, `network.with_weights(name)`. The model keeps and saves them.
         sampler: Default of the argument of `generate` with this name.
-        time_grid: As `sampler`.
+        time_grid: As `sampler`. A list of eta is for its own number of steps; with
+            another the grid is uniform.
         num_steps: As `sampler`.
         flow_map: The arguments of `FlowMap` that the objective wants; another
             explicit one is taken with a warning.

@@ -144,8 +144,10 @@ class SoFlow(Objective):
         self._roles = Roles("flow_matching_share", flow_matching_share)
         self.flow_matching_share = self._roles.share
         self.times = time_distributions.get(times)
-        self.target_times = time_distributions.get(target_times)
-        self.flow_matching_times = time_distributions.get(flow_matching_times)
+        self.target_times = time_distributions.get(target_times, "target_times")
+        self.flow_matching_times = time_distributions.get(
+            flow_matching_times, "flow_matching_times"
+        )
         self.rho = tuple(map(float, rho))
         self.power = power
         self.constant = constant

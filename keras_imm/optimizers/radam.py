@@ -8,7 +8,13 @@ import keras
 from keras import ops
 
 from keras_imm.backend import keras_private
-from keras_imm.validation import check_number, check_positive_number, check_rate
+from keras_imm.validation import (
+    check_boolean,
+    check_integer,
+    check_number,
+    check_positive_number,
+    check_rate,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_imm")
@@ -97,6 +103,11 @@ class RAdam(keras.optimizers.Optimizer):
         check_rate("beta_1", beta_1)
         check_rate("beta_2", beta_2)
         check_positive_number("epsilon", epsilon)
+        check_boolean("use_ema", use_ema)
+        if gradient_accumulation_steps is not None:
+            check_integer(
+                "gradient_accumulation_steps", gradient_accumulation_steps, at_least=2
+            )
         super().__init__(
             learning_rate=learning_rate,
             weight_decay=weight_decay,

@@ -14,6 +14,7 @@ from keras_imm.flow_map import FlowMap, Network
 from keras_imm.precision import at_least_float32
 from keras_imm.samplers.plan import SamplingPlan
 from keras_imm.samplers.sampler import Sampler
+from keras_imm.validation import check_boolean, check_instance
 
 _SHORT_GRID = 16  # times that the shortest compiled loop can take
 
@@ -60,6 +61,9 @@ class Generator:
     def __init__(
         self, flow_map: FlowMap, compiled: bool = True, jit_compile: bool = False
     ):
+        check_instance("flow_map", flow_map, FlowMap)
+        check_boolean("compiled", compiled)
+        check_boolean("jit_compile", jit_compile)
         self._flow_map = flow_map
         self.variables = flow_map.variables
         self._compiled = compiled

@@ -96,11 +96,18 @@ class SamplingPlan:
     def completed(self, objective: Any) -> "SamplingPlan":
         """The plan with the objective's defaults in place of None.
 
+        Where the objective's grid is a list of eta, and the plan has another number of
+        steps, the grid is uniform.
+
         Args:
             objective: Anything with `num_steps`, `sampler` and `time_grid`.
         """
-        grid = objective.time_grid if self.time_grid is None else self.time_grid
-        steps = self.num_steps
+        steps, grid = self.num_steps, self.time_grid
+        if grid is None:
+            grid = objective.time_grid
+            is_list = not isinstance(grid, str)
+            if is_list and steps not in (None, len(grid) + 1):
+                grid = "uniform"
         if steps is None and isinstance(grid, str):
             steps = objective.num_steps
         sampler = objective.sampler if self.sampler is None else self.sampler

@@ -12,6 +12,7 @@ SAMPLERS = {
     "euler": Euler,
     "heun": Heun,
 }
+"""The samplers that have a name: {name: class}."""
 
 
 def get(identifier: str | Sampler) -> Sampler:

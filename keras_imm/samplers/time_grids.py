@@ -13,6 +13,7 @@ from keras_imm import schedules
 from keras_imm.validation import check_integer
 
 TIME_GRIDS = ("uniform", "edm")
+"""Names of the time grids; a list of eta is one, too."""
 
 
 def uniform_grid(num_steps: int, min_time: float, max_time: float) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_imm.files.paths import user_path
 from keras_imm.latents import StableDiffusionVAE
 from keras_imm.model import FlowMapModel
 from keras_imm.pixels import Pixels
@@ -21,9 +22,10 @@ def checked_model(model: Any) -> FlowMapModel:
         ValueError: If it is neither.
     """
     if isinstance(model, (str, os.PathLike)):
-        if not os.path.isfile(model):
-            raise ValueError(f"There is no model file at {os.fspath(model)!r}.")
-        model = keras.saving.load_model(model)
+        path = user_path(model)
+        if not os.path.isfile(path):
+            raise ValueError(f"There is no model file at {str(path)!r}.")
+        model = keras.saving.load_model(path)
     check_instance("model", model, FlowMapModel)
     if not model.built:
         raise ValueError(
@@ -53,7 +55,8 @@ def check_latents(latents: Any, model: FlowMapModel) -> None:
 def plan_of(model: FlowMapModel, **arguments: Any) -> SamplingPlan:
     """The model's own plan, with arguments in its place, for any number of steps.
 
-    Its grid is left out unless it is one of the arguments: see `Settings.completed`.
+    Warns, once, if it takes labels or a null label that were never trained. The plan's
+    grid is left out unless it is one of the arguments: see `Settings.completed`.
 
     Args:
         model: The model.
@@ -64,7 +67,9 @@ def plan_of(model: FlowMapModel, **arguments: Any) -> SamplingPlan:
     """
     own = model.own_plan()
     anyhow = dataclasses.replace(own, num_steps=None, time_grid=None)
-    return anyhow.with_arguments(**arguments)
+    plan = anyhow.with_arguments(**arguments)
+    model.warn_of_untrained_labels(np.zeros(1, "int32"), plan)  # labels are served
+    return plan
 
 
 def value_range_of(model: FlowMapModel) -> tuple[float, float]:

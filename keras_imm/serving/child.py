@@ -6,9 +6,20 @@ import json
 import pathlib
 import sys
 import traceback
+import types
 import warnings
 
 from keras_imm.serving import child_process
+
+# Modules of this package, whose `write` carries a task out.
+_WRITERS = {
+    "saved_model": "tensorflow_export",
+    "onnx": "onnx_export",
+    "torch": "torch_export",
+    "stablehlo": "stablehlo_export",
+    "openvino": "openvino_export",
+    "litert": "litert_export",
+}
 
 
 def main(path: str) -> int:
@@ -46,24 +57,20 @@ def run_request(request: dict) -> None:
     flow = flow_map_file.load(pathlib.Path(request["flow_map"]))
     values = [v.value for v in flow.variables]
     path = pathlib.Path(request["path"])
-    if request["task"] == "onnx":
-        from keras_imm.serving import onnx_export
-
-        onnx_export.write(flow, values, path, settings)
-        return
-    from keras_imm.serving import tensorflow_export
-
-    tensorflow_export.write(flow, values, path, settings, _decoder(request))
+    options = request["options"]
+    if "decoder" in request:
+        options["vae"] = _autoencoder(request)
+    module = importlib.import_module(f"keras_imm.serving.{_WRITERS[request['task']]}")
+    module.write(flow, values, path, settings, **options)
 
 
-def _decoder(request: dict):
-    if "decoder" not in request:
-        return None
-    from keras_imm.latents import StableDiffusionVAE
+def _autoencoder(request: dict) -> types.SimpleNamespace:
+    """An autoencoder without the half that encodes."""
+    from keras_imm.latents import autoencoder_networks
 
-    vae = StableDiffusionVAE(sigma_data=request["sigma_data"])
-    vae.decoder.load_weights(request["decoder"])
-    return vae
+    decoder = autoencoder_networks.build_decoder()
+    decoder.load_weights(request["decoder"])
+    return types.SimpleNamespace(decoder=decoder, sigma_data=request["sigma_data"])
 
 
 if __name__ == "__main__":

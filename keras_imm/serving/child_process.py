@@ -1,4 +1,4 @@
-"""Exporting in a child process, whose Keras computes with TensorFlow."""
+"""Exporting in a child process, whose Keras computes with another framework."""
 
 import json
 import os
@@ -13,12 +13,14 @@ from typing import Any
 import keras
 
 from keras_imm.backend import keras_private
+from keras_imm.files.hdf5_file import hdf5_file
 from keras_imm.flow_map import FlowMap
 from keras_imm.serving import flow_map_file
 from keras_imm.serving.settings import Settings
 
 _FAILED = "keras_imm export failed: "
 _WARNED = "keras_imm export warned: "
+_NAMES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 _KINDS = {
     "ValueError": ValueError,
     "ImportError": ImportError,
@@ -34,16 +36,21 @@ def run(
     path: pathlib.Path,
     settings: Settings,
     vae: Any = None,
+    framework: str = "tensorflow",
+    **options: Any,
 ) -> None:
     """Runs a task of `keras_imm.serving.child` on a copy of a flow map.
 
     Args:
-        task: "saved_model" or "onnx".
+        task: "saved_model", "onnx", "torch", "stablehlo", "openvino" or
+            "litert".
         flow: Built flow map.
         values: Values of its variables.
         path: What to write.
         settings: Completed `Settings`.
         vae: Autoencoder whose decoder it takes, or None.
+        framework: The backend of the child.
+        **options: What else the task's `write` takes, as JSON can hold it.
 
     Raises:
         Exception: If it fails, with its own message: a ValueError, ImportError or
@@ -57,24 +64,26 @@ def run(
             "flow_map": temporary,
             "path": str(path.absolute()),
             "settings": settings.get_config(),
+            "options": options,
             **_modules(flow, settings),
         }
         if vae is not None:
             request["decoder"] = os.path.join(temporary, "decoder.weights.h5")
             request["sigma_data"] = vae.sigma_data
-            vae.decoder.save_weights(request["decoder"])
+            with hdf5_file(request["decoder"]) as file:
+                vae.decoder.save_weights(file)
         (folder / "request.json").write_text(json.dumps(request))
         result = subprocess.run(
             [
                 *(sys.executable, "-P", "-m", "keras_imm.serving.child"),
                 str(folder / "request.json"),
             ],
-            env=_environment(),
+            env=_environment(framework),
             capture_output=True,
             text=True,
         )
     if result.returncode:
-        raise _error(result)
+        raise _error(result, framework)
     for line in result.stdout.splitlines():
         if line.startswith(_WARNED):
             for message in json.loads(line.removeprefix(_WARNED)):
@@ -109,18 +118,20 @@ def _foreign_modules(objects: Iterable) -> list[str]:
     return sorted(name for name in names if name.split(".")[0] not in known)
 
 
-def _environment() -> dict[str, str]:
+def _environment(framework: str) -> dict[str, str]:
     paths = [path or os.getcwd() for path in sys.path]
     return {
         **os.environ,
-        "KERAS_BACKEND": "tensorflow",
+        "KERAS_BACKEND": framework,
         "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"),
         "PYTHONPATH": os.pathsep.join(paths),
         "CUDA_VISIBLE_DEVICES": "",  # its memory may be this process's
     }
 
 
-def _error(result: subprocess.CompletedProcess) -> Exception:
+def _error(
+    result: subprocess.CompletedProcess, framework: str = "tensorflow"
+) -> Exception:
     """What the child said, or the end of what it printed."""
     for line in reversed(result.stdout.splitlines()):
         if line.startswith(_FAILED):
@@ -128,8 +139,9 @@ def _error(result: subprocess.CompletedProcess) -> Exception:
             kind = _KINDS.get(name)
             if kind is not None:
                 return kind(message)
+            through = _NAMES[framework]
             return RuntimeError(
-                f"The export through TensorFlow failed: {name}: {message}"
+                f"The export through {through} failed: {name}: {message}"
             )
     lines = result.stderr.strip().splitlines()[-15:]
     return RuntimeError(
@@ -144,7 +156,8 @@ def failed(error: BaseException) -> str:
     # Keras shows whole configurations around the cause.
     message = str(error).rpartition("Exception encountered: ")[2]
     message = message.partition(" Full object config:")[0]
-    return _FAILED + json.dumps([type(error).__name__, message])
+    kind = "OSError" if isinstance(error, OSError) else type(error).__name__
+    return _FAILED + json.dumps([kind, message])
 
 
 def warned(caught: list) -> str:

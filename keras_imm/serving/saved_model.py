@@ -1,14 +1,21 @@
 """Exporting a model to TF Serving's format, from any backend."""
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_imm import backend
-from keras_imm.files.atomic import atomic_directory, remove_unfinished
+from keras_imm.files.atomic import (
+    atomic_directory,
+    made_folder,
+    remove_directory,
+    remove_unfinished,
+)
+from keras_imm.files.paths import user_path
 from keras_imm.model import FlowMapModel
 from keras_imm.serving import child_process, server_files
 from keras_imm.serving.checks import (
@@ -113,7 +120,7 @@ def export_saved_model(
     served(seed=tf.constant([1, 2], tf.int64), label=tf.constant([3, 7]))["image"]
     ```
     """
-    directory = pathlib.Path(directory)
+    directory = user_path(directory)
     check_boolean("native", native)
     if native and backend.name() != "jax":
         raise ValueError(
@@ -147,20 +154,8 @@ def export_saved_model(
         warmup=warmup,
     ).checked()
     settings = settings.completed(model.objective, model.flow, own)
-    directory.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(directory, ended=True)
-    if version is not None and version in _versions(directory):
-        raise ValueError(
-            f"`version` must be new in {directory}. Received: version={version}"
-        )
-    chosen = [directory / str(version)]
-
-    def next_version():
-        chosen.append(directory / str(max(_versions(directory), default=0) + 1))
-        return chosen[-1]
-
-    with atomic_directory(chosen[0] if version else next_version) as folder:
-        values = model.weights_for_sampling(weights)
+    values = model.weights_for_sampling(weights)
+    with _new_version(directory, version) as (folder, path):
         if backend.name() == "tensorflow" or native:
             from keras_imm.serving import tensorflow_export
 
@@ -169,10 +164,35 @@ def export_saved_model(
             child_process.run(
                 "saved_model", model.flow, values, folder, settings, latents
             )
-    server_files.write_configuration(directory)
-    return chosen[-1]
+    return path()
 
 
-def _versions(directory: pathlib.Path) -> set[int]:
-    """The versions that are there, as TF Serving counts them."""
-    return {int(path.name) for path in directory.iterdir() if path.name.isdecimal()}
+@contextlib.contextmanager
+def _new_version(
+    directory: pathlib.Path, version: int | None
+) -> Iterator[tuple[pathlib.Path, Callable]]:
+    """Yields a folder to write into, and a function that returns what it becomes.
+
+    If the body fails, or what stands beside it cannot be written, nothing is left.
+    """
+    chosen = [directory / str(version)]
+
+    def next_version():
+        chosen.append(
+            directory / str(max(server_files.versions(directory), default=0) + 1)
+        )
+        return chosen[-1]
+
+    with made_folder(directory):
+        remove_unfinished(directory, ended=True)
+        if version is not None and version in server_files.versions(directory):
+            raise ValueError(
+                f"`version` must be new in {directory}. Received: version={version}"
+            )
+        with atomic_directory(chosen[0] if version else next_version) as folder:
+            yield folder, lambda: chosen[-1]
+        try:
+            server_files.write_configuration(directory)
+        except BaseException:
+            remove_directory(chosen[-1])
+            raise

@@ -1,9 +1,11 @@
-"""What TF Serving reads beside the SavedModel: configuration and warm-up requests."""
+"""What servers read beside a model: its versions, configuration, warm-up requests."""
 
 import pathlib
 import warnings
 
 import numpy as np
+
+from keras_imm.files.atomic import atomic_files
 
 _INSTALL = "`pip install --no-deps tensorflow-serving-api`"
 
@@ -29,20 +31,28 @@ num_batch_threads { value: 2 }
 """
 
 
+def versions(directory: pathlib.Path) -> set[int]:
+    """The versions that are there, as TF Serving and Triton count them."""
+    return {int(path.name) for path in directory.iterdir() if path.name.isdecimal()}
+
+
 def write_configuration(directory: pathlib.Path) -> None:
-    """Writes `models.config` and `batching_parameters.txt`, if they are not there.
+    """Writes TF Serving's `models.config` and `batching_parameters.txt`, if not there.
 
     Args:
         directory: Folder of the model's versions.
+
+    Raises:
+        OSError: If the disk is full, among others. None of them is then written.
     """
-    name = directory.resolve().name
-    for file, text in (
-        ("models.config", _MODELS.format(name=name)),
-        ("batching_parameters.txt", _BATCHING),
-    ):
-        path = directory / file
-        if not path.exists():
-            path.write_text(text)
+    texts = {
+        directory / "models.config": _MODELS.format(name=directory.resolve().name),
+        directory / "batching_parameters.txt": _BATCHING,
+    }
+    missing = [path for path in texts if not path.exists()]
+    with atomic_files(*missing) as unfinished:
+        for path, temporary in zip(missing, unfinished, strict=True):
+            temporary.write_text(texts[path])
 
 
 def write_warmup(

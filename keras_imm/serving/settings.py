@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_imm.flow_map import FlowMap
 from keras_imm.samplers import SamplingPlan
-from keras_imm.validation import check_boolean, check_integer
+from keras_imm.validation import check_boolean, check_choice, check_integer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Settings:
         value_range: Values of the model's range that become the bytes 0 and 255.
         signatures: Names of the signatures to export, or None for all.
         warmup: Whether to write requests to warm up with; None if it can be done.
+        inputs: What the function of `from_noise` takes, "noise" or "seeds".
     """
 
     plan: SamplingPlan
@@ -31,6 +32,7 @@ class Settings:
     signatures: tuple[str, ...] | None = None
     warmup: bool | None = None
     time_grids: tuple | None = None
+    inputs: str = "noise"
 
     def checked(self) -> "Settings":
         """The same in plain types, with the default step count filled in.
@@ -55,6 +57,7 @@ class Settings:
                 f"`default_num_steps` must be one of {', '.join(map(str, steps))}. "
                 f"Received: default_num_steps={default!r}"
             )
+        check_choice("inputs", self.inputs, ("noise", "seeds"))
         if self.warmup is not None:
             check_boolean("warmup", self.warmup)
         for count in steps:

@@ -99,7 +99,7 @@ class ServedModel:
         module = tf.Module()  # which knows nothing of the model and its optimizer
         module.shared_weights = self._variables
         signatures = self.signatures()
-        with _quiet():  # TensorFlow would list every weight for every signature
+        with quiet():  # TensorFlow would list every weight for every signature
             tf.saved_model.save(module, os.fspath(folder), signatures=signatures)
 
     def signatures(self) -> dict[str, Any]:
@@ -174,14 +174,6 @@ class ServedModel:
         return self._decode is not None or (
             len(shape) == 3 and shape[-1] in (1, 2, 3, 4)
         )
-
-    def from_noise_unchecked(self) -> tuple[Any, list[tf.TensorSpec]]:
-        """`generate_from_noise` for converters that know no assertions, and its inputs.
-
-        Its outputs are those of `tf.function`, without a signature.
-        """
-        inputs = self._noise_inputs()
-        return _function(self._from_noise, inputs, checked=False), inputs
 
     def _from_noise(
         self, noise: Any, label: Any = None, guidance_scale: Any = None
@@ -266,7 +258,7 @@ class ServedModel:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps TensorFlow and absl from logging below warnings."""
     logger, before = tf.get_logger(), logging.get_verbosity()
     level = logger.level
@@ -279,13 +271,10 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _function(
-    function: Callable, inputs: list[tf.TensorSpec], checked: bool = True
-) -> Any:
+def _function(function: Callable, inputs: list[tf.TensorSpec]) -> Any:
     def of_tensors(*tensors):
         names = [spec.name for spec in inputs]
-        if checked:
-            tensors = _checked_rows(tensors, inputs)
+        tensors = _checked_rows(tensors, inputs)
         return function(**dict(zip(names, tensors, strict=True)))
 
     return tf.function(of_tensors, input_signature=inputs, autograph=False)

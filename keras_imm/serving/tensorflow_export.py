@@ -1,7 +1,11 @@
 """Writing the SavedModel, in a process that computes with TensorFlow."""
 
+import contextlib
+import errno
 import functools
+import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -19,7 +23,7 @@ def write(
     values: list,
     folder: pathlib.Path,
     settings: Settings,
-    vae: StableDiffusionVAE | None,
+    vae: StableDiffusionVAE | None = None,
 ) -> None:
     """Writes `saved_model.pb` and what belongs to it.
 
@@ -29,10 +33,34 @@ def write(
         folder: Where to write; it exists.
         settings: Completed settings.
         vae: Autoencoder whose decoder to include, or None.
+
+    Raises:
+        OSError: If the disk is full or read-only, among others.
     """
     served = serve(flow, values, settings, vae)
-    served.save(folder)
-    server_files.write_warmup(folder, served.inputs(), settings.warmup)
+    with os_errors():
+        served.save(folder)
+        server_files.write_warmup(folder, served.inputs(), settings.warmup)
+
+
+@contextlib.contextmanager
+def os_errors() -> Iterator[None]:
+    """TensorFlow's errors of files as Python's.
+
+    Raises:
+        OSError: If TensorFlow's message ends in that of the system: a file too large is
+            its OutOfRangeError, a full disk its ResourceExhaustedError.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        said = error.message.partition(" [Op:")[0]
+        for number in errno.errorcode:
+            if said.endswith(f"; {os.strerror(number)}"):
+                raise OSError(number, error.message) from error
+        raise
 
 
 def serve(

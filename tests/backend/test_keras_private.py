@@ -110,13 +110,16 @@ def owners():
         of_optimizer = of_optimizer[1:]  # `tf.distribute` is TensorFlow's
     of_layer = ("_flatten_layers", "_inbound_nodes", "_outbound_nodes")
     model = keras.Sequential()
+    several = keras.optimizers.MultiOptimizer(lambda variable: optimizer)
     return {
         **dict.fromkeys(of_optimizer, optimizer),
         **dict.fromkeys(of_layer, layer),
+        "_non_trainable_variables": layer,
         "_trainable_variables": layer,
         "_allow_non_tensor_positional_args": layer,
         "_initial_epoch": model,
         "_initializer": keras.Variable("zeros", (1,)),
+        "_optimizer_map": several,
         "_keras_history": ops.square(keras.Input((2,))),
         "_value": keras.Variable("zeros", (1,)),
     }
@@ -211,6 +214,7 @@ EXCEPTIONS = {
     "_exit": "documented function of os",
     "_data_dir_root": "TensorFlow Datasets: the folder of a data set not prepared yet",
     "_pytree": "PyTorch's trees, which its own exported programs are flattened by",
+    "_inductor": "PyTorch's documented way to packages of AOTInductor",
     "_to_copy": "name of an ATen operation in a traced graph",
     "_foreach_copy_": "PyTorch's operation on many tensors at once",
     "_foreach_add": "as _foreach_copy_",
@@ -231,7 +235,7 @@ EXCEPTIONS = {
 def defined_names(tree):
     """Names that a file defines: functions, variables, attributes of self."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             yield node.name
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id
@@ -425,6 +429,41 @@ def test_moving_averages_are_those_of_the_weights(wrap):
         np.testing.assert_allclose(numpy(weight), start - 2.0)
         expected = 0.75 * (start - 1.0) + 0.25 * (start - 2.0)
         np.testing.assert_allclose(numpy(average), expected)
+
+
+def test_averages_of_half_precision_are_float32():
+    """By the recursion in float64; Keras's own stay where they began."""
+    variable = keras.Variable(np.full(2, 1.0, "float32"), dtype="bfloat16")
+    optimizer = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.9999)
+    keras_private.keep_averages_in_float32(optimizer)
+    optimizer.build([variable])
+    ((_, average),) = keras_private.moving_averages(optimizer)
+    assert average.dtype == "float32"
+    gradient = ops.convert_to_tensor(np.ones(2), "bfloat16")
+    for _ in range(3):
+        apply(optimizer, [gradient], [variable])
+    expected = 0.5
+    for weight in (0.0, -0.5):
+        expected = 0.9999 * expected + 0.0001 * weight
+    np.testing.assert_allclose(numpy(average), expected, rtol=1e-6)
+
+
+def test_data_come_as_adapters_and_arrays_are_known():
+    batches = [np.zeros((2, 3), "float32")] * 3
+    adapter = keras_private.data_adapter((batch,) for batch in batches)
+    assert isinstance(adapter, keras_private.DataAdapter)
+    assert keras_private.data_adapter(adapter) is adapter
+    assert keras_private.are_arrays(batches[0], None)
+    assert not keras_private.are_arrays(iter(batches), None)
+
+
+def test_variables_that_are_added_are_noticed():
+    layer = keras.layers.Dense(2)
+    layer.build((None, 3))
+    before = keras_private.variable_ids(layer)
+    assert before == keras_private.variable_ids(layer)
+    layer.enable_lora(1)
+    assert before != keras_private.variable_ids(layer)
 
 
 def test_without_averaging_there_are_no_averages():

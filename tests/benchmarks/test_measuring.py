@@ -146,7 +146,11 @@ CLOCKS = {
     "hostile_checkpoints.py": "files are refused before anything is computed",
     "kill_and_resume.py": "processes, and how long to wait for them",
     "measuring.py": "the clock of the others",
+    "mutated_files.py": "processes that read files and compute nothing",
+    "onnx_large.py": "a file that is written, read and run by others",
     "recipe_search.py": "processes, and when to start no more of them",
+    "server_day.py": "a server, and how long it is asked",
+    "server_load.py": "a server's answers, which have been read",
     "train_fashion_classifier.py": "training, after which accuracies are read",
 }
 # Files that read one after `measuring.wait` or `measuring.finish`.
@@ -155,6 +159,7 @@ AFTER_WAITING = {
     "build_xl.py": "weights, which are not all copied to the host",
     "flow_matching_digits.py": "training that ends by the clock",
     "input_pipeline.py": "steps inside an epoch; and data, read by the processor",
+    "runtimes.py": "single calls; and other runtimes, in processes of their own",
 }
 
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from scripts import run_code, run_script
+from scripts import ROOT, run_code, run_script
 
 pytestmark = [
     pytest.mark.one_backend("objectives are tested on each; these are their runs"),
@@ -12,31 +12,98 @@ pytestmark = [
 
 
 def rows(*frechet, steps=(1, 2, 4, 8, 32)):
+    found = {"agreement": 0.9, "precision": 0.7, "recall": 0.6}
     return [
-        {"steps": n, "frechet": f, "agreement": 0.9}
-        for n, f in zip(steps, frechet, strict=True)
+        {"steps": n, "frechet": f, **found} for n, f in zip(steps, frechet, strict=True)
     ]
+
+
+def one_run(name, seed, *frechet, **other):
+    return {
+        **{"name": name, "seed": seed, "trial": None, "budget": "steps"},
+        **{"tuning": False, "backend": "jax", "training_steps": 4000},
+        **{"seconds_per_step": 0.02, "peak_mebibytes": 500.4},
+        "results": rows(*frechet),
+        **other,
+    }
+
+
+COSTS = {"jax": {"SoFlow": 0.02}}
+
+
+def write_runs(path, *runs):
+    path.write_text(json.dumps({"costs": COSTS, "runs": runs}))
+
+
+def table_of(path, *given):
+    result = run_script("benchmarks/objectives.py", "--table", f"--out={path}", *given)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()[2:]
 
 
 def test_the_table_of_objectives(tmp_path):
-    common = {"trial": None, "budget": "steps", "backend": "jax"}
-    common |= {"training_steps": 4000, "seconds_per_step": 0.02}
-    runs = [
-        {"name": "MeanFlow", "seed": 0, "results": rows(1, 2, 3, 4, 5), **common},
-        {"name": "MeanFlow", "seed": 1, "results": rows(3, 2, 3, 4, 5), **common},
-        {"name": "SoFlow", "seed": 0, "results": rows(7, 2, 3, 4, 5), **common},
-    ]
     path = tmp_path / "objectives.json"
-    path.write_text(json.dumps({"costs": {}, "runs": runs}))
-    result = run_script("benchmarks/objectives.py", "--table", f"--out={path}")
-    assert result.returncode == 0, result.stderr
-    _, _, mean_flow, so_flow = result.stdout.splitlines()
+    write_runs(
+        path,
+        one_run("SoFlow", 0, 7, 2, 3, 4, 5),
+        one_run("MeanFlow", 0, 1, 2, 3, 4, 5),
+        one_run("MeanFlow", 1, 3, 2, 3, 4, 5),
+        one_run("MeanFlow", 10, 8, 2, 3, 4, 5, tuning=True, trial="p 1"),
+    )
+    mean_flow, so_flow, tuning = table_of(path)
     assert mean_flow.startswith(
-        "| MeanFlow | steps | jax | 0, 1 | 4,000 | 20.0 | 2.000 | 2.000 ± 1.000 /"
+        "| MeanFlow | steps | jax | 0, 1 | 4,000 |  | 500 | 2.000 | 2.000 ± 1.000 /"
     )
     assert so_flow.startswith(
-        "| SoFlow | steps | jax | 0 | 4,000 | 20.0 | 7.000 | 7.000 /"
+        "| SoFlow | steps | jax | 0 | 4,000 | 20.0 | 500 | 7.000 | 7.000 /"
     )
+    assert tuning.startswith("| MeanFlow: p 1 | tuning | jax | 10 |")
+    assert table_of(path, "--precision")[1].endswith(" 0.700 / 0.600 |")
+
+
+def test_runs_of_other_files_are_added_once(tmp_path):
+    path, other = tmp_path / "objectives.json", tmp_path / "other.json"
+    run = one_run("MeanFlow", 0, 1, 2, 3, 4, 5)
+    write_runs(path, run)
+    write_runs(other, run, one_run("SoFlow", 0, 7, 2, 3, 4, 5))
+    for _ in range(2):
+        result = run_script(
+            "benchmarks/objectives.py", f"--merge={other}", f"--out={path}"
+        )
+        assert result.returncode == 0, result.stderr
+    merged = json.loads(path.read_text())
+    assert [run["name"] for run in merged["runs"]] == ["MeanFlow", "SoFlow"]
+    assert merged["costs"] == COSTS
+
+
+BEST = """
+import json, sys
+import objectives as benchmark
+given = json.loads(sys.argv[1])
+benchmark.FLAGS(["x", "--best", *given["flags"]])
+print(json.dumps(benchmark.trials_of("MeanFlow", given["runs"], "jax")))
+"""
+
+
+def test_the_best_trial_is_that_of_the_tuning_runs():
+    runs = [
+        one_run("MeanFlow", 10, 1, 1, 8, 0, 0, tuning=True),  # 2, as means go
+        one_run("MeanFlow", 10, 4, 1, 1, 9, 9, tuning=True, trial="p 1"),  # 1.59
+        one_run("MeanFlow", 10, 5, 1, 1, 0, 0, tuning=True, trial="p 3/4"),
+        one_run("MeanFlow", 0, 0.1, 0.1, 0.1, 0, 0, trial="share 1/4"),
+        one_run("SoFlow", 10, 0.1, 0.1, 0.1, 0, 0, tuning=True, trial="p 1/2"),
+    ]
+    for flags, expected in (
+        ([], ["p 1"]),
+        (["--tuning", "--trials=2"], [None, "p 1", "share 1/4"]),
+        (["--nobest"], [None]),
+    ):
+        given = json.dumps({"flags": flags, "runs": runs})
+        result = run_code(
+            f"import sys\nsys.argv = ['x', {given!r}]\n" + BEST, "benchmarks"
+        )
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout.splitlines()[-1]) == expected
 
 
 def test_the_table_of_claims(tmp_path):
@@ -45,6 +112,7 @@ def test_the_table_of_claims(tmp_path):
         {**run, "variant": "RBF", "results": rows(4, 3, 2, 1, steps=(1, 2, 4, 8))},
         {**run, "variant": "energy", "results": rows(5, 3, 2, 1, steps=(1, 2, 4, 8))},
     ]
+    runs[1]["history"] = {"interaction_share": [0.25, 0.5]}
     path = tmp_path / "claims.json"
     path.write_text(json.dumps(runs))
     result = run_script("benchmarks/claims.py", "--table", f"--out={path}")
@@ -52,6 +120,63 @@ def test_the_table_of_claims(tmp_path):
     lines = result.stdout.splitlines()
     assert lines[0] == "### kernel"
     assert lines[4].startswith("| RBF | jax | 0 | 4.000 / 0.900 |")
+    assert [line.split("|")[-2].strip() for line in lines[4:]] == ["", "0.375"]
+
+
+PIECES_OF_CLAIMS = """
+import sys
+sys.path.insert(0, {tests!r})
+import claims, numpy as np
+from gaussian_flow import gaussian_model
+from keras_imm.time_distributions import LogitNormal
+
+model = gaussian_model()
+rng = np.random.default_rng(0)
+noise = rng.standard_normal((3, 2000, 2, 2, 1)).astype("float32")  # first, then draws
+samples = [
+    model.generate(noise=noise, num_steps=3, sampler=sampler, verbose=0)
+    for sampler in (claims.Gamma(0.0), "restart", claims.Gamma(1.0), claims.Gamma(0.5))
+]
+pushforward = model.generate(
+    noise=noise[0], num_steps=3, sampler="pushforward", verbose=0
+)
+np.testing.assert_allclose(samples[0], pushforward, atol=2e-3)
+np.testing.assert_allclose(samples[2], samples[1], atol=1e-5)
+assert abs(samples[3].std() - 1.25) < 0.03  # the exact map keeps the distribution
+assert abs(samples[3] - samples[1]).mean() > 0.1
+"""
+
+
+def test_gamma_is_between_pushforward_and_restart():
+    code = PIECES_OF_CLAIMS.format(tests=str(ROOT / "tests"))
+    result = run_code(code, "benchmarks")
+    assert result.returncode == 0, result.stderr
+
+
+GAPS = """
+import claims, keras, keras_imm
+import numpy as np
+from keras import ops
+
+network = keras_imm.flow_map.FlowMap(
+    keras_imm.backbones.DiT((8, 8, 1), hidden_size=16, depth=1, num_heads=2)
+)
+objective = claims.ShrinkingGap(0.1, 0.001, time_mapping=claims.EtaDecrement(k=20))
+gaps = []
+for progress in (0.0, 0.5, 1.0):
+    p = objective.draw(
+        keras_imm.flow_map.Network(network), ops.ones((64, 8, 8, 1)), None,
+        keras.random.SeedGenerator(0), ops.convert_to_tensor(progress, "float32"),
+    )
+    gap = ops.convert_to_numpy(p.t - p.r)
+    gaps.append(gap[ops.convert_to_numpy(p.t - p.s) > 0.1].min())
+np.testing.assert_allclose(gaps, [0.1, 0.01, 0.001], rtol=1e-3)
+"""
+
+
+def test_a_gap_that_shrinks():
+    result = run_code(GAPS, "benchmarks")
+    assert result.returncode == 0, result.stderr
 
 
 STEPS = """

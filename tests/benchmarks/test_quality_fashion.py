@@ -37,18 +37,36 @@ def folder(tmp_path):
     return tmp_path
 
 
-def lines(folder, flag):
-    result = run_script("benchmarks/quality_fashion.py", flag, f"--out={folder}")
+def lines(folder, *given):
+    place = f"--out={folder}", f"--file={folder}/kept.json"
+    result = run_script("benchmarks/quality_fashion.py", *place, *given)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
 
 
 def test_the_table_of_results(folder):
     _, _, dit, flow = lines(folder, "--table")
-    assert (
-        dit == "| dit | torch | 0 | 600 | 250 | 4.00 (10) / 0.500 | 2.00 (5) / 0.500 |"
+    assert dit == (
+        "| dit | torch | 2 cores | 0 | 600 | 250 "
+        "| 4.00 (10) / 0.500 | 2.00 (5) / 0.500 |"
     )
-    assert flow.startswith("| flow_matching | jax | 1 | 600 | 250 | 6.00 (10) /")
+    assert flow.startswith(
+        "| flow_matching | jax | 2 cores | 1 | 600 | 250 | 6.00 (10)"
+    )
+
+
+def test_runs_that_were_kept_are_in_the_table(folder, tmp_path):
+    before = lines(folder, "--table")
+    assert not lines(folder, "--keep")
+    assert lines(folder, "--table") == before
+    assert lines(folder, "--table", f"--out={tmp_path}/none") == before
+
+
+def test_the_machine_is_that_of_the_runs_that_were_added(folder):
+    assert not lines(folder, "--keep", "--machine=a card")
+    assert "| a card |" in lines(folder, "--table")[2]
+    assert not lines(folder, "--keep", "--machine=another")
+    assert "| a card |" in lines(folder, "--table")[2]
 
 
 def test_the_curves_of_training(folder):
@@ -78,4 +96,4 @@ for name, (flags, factor) in {json.loads(result.stdout)!r}.items():
     found = [line.split() for line in result.stdout.splitlines()]
     assert ["flow_matching", "DiT", "FlowMatching"] in found
     assert ["cifar10", "UNet", "MomentMatching"] in found
-    assert len(found) == 7
+    assert len(found) == 8

@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 import shutil
 import warnings
@@ -6,6 +7,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from image_files import encoded, pixels
 from keras import ops
 
 import keras_imm
@@ -399,6 +401,24 @@ def test_the_data_set_of_fit_is_found(new_run, tmp_path):
     model, data, _ = new_run()
     with pytest.raises(ValueError, match="must be the data set of `fit`"):
         run(model, data, TrainingCheckpoint(tmp_path / "other", Stream()), 1)
+
+
+def test_images_whose_names_are_no_text_are_data(make_model, tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in (b"a.png", b"caf\xe9.png"):
+        path = tmp_path / "images" / os.fsdecode(name)
+        path.write_bytes(encoded(pixels(len(name), 4, 4, channels=1)))
+    (tmp_path / "images" / "z.png").symlink_to("nowhere")
+    steps = []
+    for epochs in (1, 2):
+        options = {"channels": 1, "on_corrupt": "skip", "steps_per_epoch": 4}
+        dataset = keras_imm.datasets.load(tmp_path / "images", 2, **options)
+        model = make_model({}, num_classes=0, group_size=2)
+        checkpoint = TrainingCheckpoint(tmp_path / "run", dataset)
+        with pytest.warns(UserWarning, match=r"Skipping .*z\.png"):
+            run(model, dataset, checkpoint, epochs)
+        steps.append(int(ops.convert_to_numpy(model.optimizer.iterations)))
+    assert steps == [4, 8] and len(checkpoint.logs) == 2
 
 
 def test_data_in_an_order_that_is_not_kept_are_warned_of(new_run, tmp_path):

@@ -27,9 +27,15 @@ def tensors(data):
     return tuple(map(ops.convert_to_tensor, data))
 
 
-def new_model(objective, num_classes=3, dropout=0.0, remat=False, **options):
-    """A small model, with random weights of which none is zero."""
-    backbone = small_dit(num_classes=num_classes, dropout=dropout, remat=remat)
+def new_model(objective, num_classes=3, network=None, seed=0, **options):
+    """A small model, with random weights of which none is zero.
+
+    Args:
+        network: Arguments of its DiT.
+        options: Arguments of the model.
+    """
+    backbone = small_dit(num_classes=num_classes, **(network or {}))
+    options = {"seed": seed, **options}
     model = keras_imm.FlowMapModel(backbone, objective=objective, **options)
     rng = np.random.default_rng(7)
     for v in model.backbone.trainable_variables:
@@ -194,7 +200,7 @@ class ObjectiveContract(SerializableContract):
         assert total == batch_loss.objective.network_passes
 
     def test_one_step(self, objective, data):
-        model = new_model(objective, dropout=0.1)
+        model = new_model(objective, network={"dropout": 0.1})
         before = [ops.convert_to_numpy(v) for v in model.trainable_variables]
         history = model.fit(*data, batch_size=len(data[0]), verbose=0).history
         assert np.isfinite(history["loss"]).all()
@@ -204,10 +210,35 @@ class ObjectiveContract(SerializableContract):
         losses = [model.evaluate(*data, batch_size=len(data[0]), verbose=0)] * 2
         assert losses[0] == losses[1]
 
+    def test_half_precision_is_that_of_the_network_alone(self, objective, data):
+        model = new_model(objective, network={"dtype": "mixed_bfloat16"})
+        loss = model.train_on_batch(*data)
+        assert np.isfinite(loss)
+        for v in model.trainable_variables:
+            assert v.dtype == "float32"
+            assert np.all(np.isfinite(ops.convert_to_numpy(v)))
+        exact = new_model(objective).train_on_batch(*data)
+        np.testing.assert_allclose(loss, exact, rtol=0.1, atol=0.01)
+
+    def test_a_run_from_a_file_goes_on_as_it_would_have(
+        self, objective, data, tmp_path
+    ):
+        model = new_model(objective, network={"dropout": 0.1})
+        model.train_on_batch(*data)
+        model.save(tmp_path / "model.keras")
+        again = keras.models.load_model(tmp_path / "model.keras")
+        for one in (model, again):
+            one.train_on_batch(*data)
+        assert len(again.variables) == len(model.variables)
+        for one, other in zip(model.variables, again.variables, strict=True):
+            np.testing.assert_array_equal(
+                ops.convert_to_numpy(one), ops.convert_to_numpy(other)
+            )
+
     def test_blocks_that_are_computed_again_change_nothing(self, objective, data):
         after = []
         for remat in (False, True):
-            model = new_model(objective, remat=remat)
+            model = new_model(objective, network={"remat": remat})
             model.train_on_batch(*data)
             after.append([ops.convert_to_numpy(v) for v in model.trainable_variables])
         for one, other in zip(*after, strict=True):
@@ -235,6 +266,11 @@ class ObjectiveContract(SerializableContract):
             seed=0,
         )
         np.testing.assert_array_equal(images, asked)
+
+    @pytest.mark.parametrize("num_steps", [1, 3])
+    def test_any_number_of_steps_samples(self, objective, num_steps):
+        images = new_model(objective).generate([0, 1, 2], num_steps=num_steps, seed=0)
+        assert np.all(np.isfinite(images))
 
     def test_config_round_trip_inside_a_model(self, objective):
         config = json.loads(json.dumps(new_model(objective).get_config()))

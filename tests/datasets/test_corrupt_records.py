@@ -1,10 +1,13 @@
 """What cannot be read is named, and skipped or not."""
 
+import json
+import os
 import warnings
 
 import numpy as np
 import pytest
 from image_files import encoded, pixels, write_classes
+from PIL import Image
 
 from keras_imm.datasets import load
 
@@ -84,6 +87,33 @@ def test_processes_that_read_change_nothing_and_report_what_they_skip(folder):
     dataset.close()
 
 
+@pytest.mark.parametrize("target", ["nowhere.png", "000.png/below.png", "002.png"])
+def test_a_link_to_what_is_not_there_is_corrupt(tmp_path, target):
+    folder = write_classes(tmp_path / "images", (3,))
+    (folder / "class_0" / "002.png").unlink()
+    (folder / "class_0" / "002.png").symlink_to(target)  # the last to itself
+    dataset = load(folder, 3, shuffle=False)
+    with pytest.raises(ValueError, match=rf"002\.png cannot .* not there, '{target}"):
+        dataset[0]
+    dataset = load(folder, 3, shuffle=False, on_corrupt="skip")
+    with pytest.warns(UserWarning, match=r"Skipping .*002\.png: it is a link"):
+        assert len(dataset[0][0]) == 3
+    json.dumps(dataset.fingerprint)
+
+
+def test_links_in_circles_and_pipes_are_corrupt(tmp_path):
+    """A pipe would be read until somebody writes to it."""
+    Image.fromarray(np.zeros((4, 4, 3), "uint8")).save(tmp_path / "c.png")
+    (tmp_path / "a.png").symlink_to("a.png")
+    os.mkfifo(tmp_path / "b.png")
+    with pytest.warns(UserWarning, match="Skipping") as caught:
+        dataset = load(tmp_path, 3, shuffle=False, on_corrupt="skip")
+        assert dataset[0].shape == (3, 4, 4, 3)
+    said = " ".join(str(one.message) for one in caught)
+    assert "a.png: it is a link to what is not there" in said
+    assert "b.png: it is no file" in said
+
+
 def test_only_corrupt_images_are_an_error(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.png").write_bytes(b"no image")
@@ -104,6 +134,7 @@ def test_a_file_that_is_gone_is_not_skipped(folder):
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_floats_that_are_not_finite_are_corrupt(tmp_path, value, dtype):
     images = np.arange(6, dtype=dtype).reshape(6, 1, 1, 1) + np.zeros((4, 4, 1), dtype)
+    images = images / 2 - 1
     images[2, 3, 1] = value
     np.save(tmp_path / "a.npy", images)
     for source, name in ((images, "images"), (tmp_path / "a.npy", "a.npy")):
@@ -112,5 +143,5 @@ def test_floats_that_are_not_finite_are_corrupt(tmp_path, value, dtype):
         dataset = load(source, 6, shuffle=False, on_corrupt="skip")
         with pytest.warns(UserWarning, match=r"\[2\]: its pixels are not finite"):
             seen = dataset[0]
-        assert seen[:, 0, 0, 0].tolist() == [0, 1, 3, 3, 4, 5]
+        assert (2 * seen[:, 0, 0, 0] + 2).tolist() == [0, 1, 3, 3, 4, 5]
         assert len(dataset.corrupt) == 1

@@ -41,6 +41,7 @@ def no_network():
 def check(found, first, labels):
     assert [array.dtype for array in found] == [np.uint8, np.int32]
     np.testing.assert_array_equal(found[0], images(first))
+    assert all(type(array) is np.ndarray and array.flags.writeable for array in found)
     np.testing.assert_array_equal(found[1], labels)
 
 

@@ -163,3 +163,11 @@ def _peak_below(size, path):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < size
+
+
+def test_labels_are_found_under_the_other_spelling(tmp_path):
+    write_idx_split(tmp_path, "train", np.zeros((3, 4, 4), "uint8"), np.arange(3))
+    old = tmp_path / "train-images-idx3-ubyte"
+    old.rename(tmp_path / "train-images.idx3-ubyte")
+    dataset = load(tmp_path, 3, shuffle=False)
+    np.testing.assert_array_equal(dataset[0][1], [0, 1, 2])

@@ -1,11 +1,14 @@
 """Arrays, in memory and in files."""
 
 import pickle
+import warnings
+import zipfile
 
 import numpy as np
 import pytest
 from image_files import pixels
 
+from keras_imm.datasets import load
 from keras_imm.datasets.image_arrays import ImageArrays, ImageArraysFile
 
 pytestmark = pytest.mark.one_backend("NumPy code")
@@ -81,7 +84,7 @@ def test_the_fingerprint_knows_the_content():
         ((images()[:0],), "no image"),
         ((images(), LABELS[:4]), r"integers of shape \(5,\)"),
         ((images(), LABELS / 2), "dtype float64"),
-        ((images(), LABELS - 1), "a label -1"),
+        ((images(), LABELS - 1), "label -1"),
     ],
 )
 def test_wrong_arrays_are_refused(given, message):
@@ -89,6 +92,17 @@ def test_wrong_arrays_are_refused(given, message):
         ImageArrays(*given)
 
 
+def test_labels_of_another_name_are_said(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez(path, images=images(), label=LABELS, mean=np.zeros(5), seed=np.arange(2))
+    with pytest.warns(UserWarning, match=r"labels, y, arr_1\. Not read: label\."):
+        assert load(path, 5).num_classes == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(path, 5, labels=False)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_wrong_files_are_named(tmp_path):
     path = tmp_path / "x.npz"
     path.write_bytes(b"no zip")
@@ -96,6 +110,15 @@ def test_wrong_files_are_named(tmp_path):
         ImageArraysFile(path)
     np.savez(path, pictures=images())
     with pytest.raises(ValueError, match=r"images, x, arr_0; it holds pictures"):
+        ImageArraysFile(path)
+    np.savez(path, **{f"array_{i}": np.zeros(1) for i in range(1000)})
+    with pytest.raises(ValueError, match=r"it holds array_0, .* \.\.\.") as error:
+        ImageArraysFile(path)
+    assert len(str(error.value)) < 400
+    with zipfile.ZipFile(path, "w") as archive:
+        for _ in range(2):
+            archive.writestr("images.npy", b"")
+    with pytest.raises(ValueError, match=r"'images.npy' is in it twice"):
         ImageArraysFile(path)
     np.savez(path, images=np.array([object()]))
     with pytest.raises(ValueError, match=r"Cannot read .*x\.npz"):

@@ -97,6 +97,8 @@ def test_a_prepared_data_set_is_loaded(tmp_path, monkeypatch):
     (tmp_path / "tiny_shapes").mkdir()
     monkeypatch.chdir(tmp_path)
     assert load("tiny_shapes", 3, data_dir="tfds").num_records == 7
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load("tiny_shapes", 3, data_dir="~/tfds").num_records == 7
 
 
 @pytest.fixture

@@ -12,7 +12,15 @@ pytestmark = pytest.mark.one_backend("reads pages")
 
 
 @pytest.mark.parametrize(
-    "page", ["accelerators", "architecture", "extending", "migration"]
+    "page",
+    [
+        "accelerators",
+        "architecture",
+        "extending",
+        "mathematics",
+        "migration",
+        "troubleshooting",
+    ],
 )
 def test_links_lead_to_files(page):
     links = LINK.findall((DOCS / f"{page}.md").read_text())

@@ -88,7 +88,6 @@ def test_the_saved_model_generates(result, out):
     ("flags", "message"),
     [
         (["--steps=5", "--steps_per_epoch=4"], "--steps must be a multiple of --steps"),
-        (["--batch_size=30"], "--batch_size must be a multiple of --group_size"),
         (["--batch_size=2000"], "must be at most 1797, the number of images"),
         (["--sampling_steps=1,a"], "must be positive integers separated by commas"),
         (["--sampling_steps=0"], "must be positive integers separated by commas"),
@@ -100,6 +99,14 @@ def test_wrong_flags_are_refused_before_anything_is_trained(flags, message):
     result = run_code(code, "examples")
     assert result.returncode != 0
     assert message in result.stderr
+
+
+@pytest.mark.one_backend("flags know no backend")
+def test_a_batch_without_all_roles_is_refused_before_anything_is_trained(tmp_path):
+    out = tmp_path / "out"
+    result = run_script("examples/digits.py", "--batch_size=36", f"--out={out}")
+    assert result.returncode != 0 and not out.exists()
+    assert "--batch_size must be a multiple of 16" in result.stdout + result.stderr
 
 
 def test_the_number_of_images_is_that_of_the_data():

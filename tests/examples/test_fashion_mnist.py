@@ -186,6 +186,8 @@ def test_a_killed_run_continues_to_the_same_end(data_dir, tmp_path):
     assert first.returncode < 0, first.stderr
     assert "0.0300 s a step: 20 steps in 0.011 minutes" in first.stdout
     assert not (killed / "metrics.json").exists()
+    refused = run(data_dir, killed, "--minutes=0.011", *TINY, "--guidance=3")
+    assert "Received: --guidance=3.0" in refused.stderr + refused.stdout
     second = run_code(
         RUN_BY_THE_CLOCK.format(speed=0.06, dies=False, flags=flags), "examples"
     )
@@ -227,8 +229,14 @@ print(example.steps_in(30, 0.2, 200), example.steps_in(30, 0.2001, 200),
     [
         (["--steps=5", "--steps_per_epoch=4"], "--steps must be a multiple of --steps"),
         (["--steps=5", "--minutes=1"], "Give --steps or --minutes, not both"),
-        (["--batch_size=30"], "--batch_size must be a multiple of --group_size"),
+        (["--batch_size=36"], "--batch_size must be a multiple of 16"),
         (["--sampling_steps=1,a"], "--sampling_steps must be positive integers"),
+        (["--minutes=inf"], "--minutes=inf"),
+        (["--learning_rate=-1"], "--learning_rate=-1"),
+        (
+            ["--method=flow_matching", "--flow_matching_share=0.5"],
+            "--flow_matching_share is of --method=imm",
+        ),
         (["--augmentation"], "--augmentation is of --network=unet"),
         (["--channel_mult=0"], "--channel_mult must be positive integers"),
         (["--effort=tpu"], "should be one of <cpu|gpu>"),
@@ -240,6 +248,19 @@ def test_wrong_flags_are_refused_before_anything_is_trained(tmp_path, flags, mes
     assert result.returncode != 0
     assert message in result.stderr + result.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.one_backend("flags know no backend")
+def test_a_run_that_has_not_begun_leaves_the_folder_to_other_flags(data_dir, tmp_path):
+    failed = run(data_dir, tmp_path, "--steps=4", *TINY, "--padding=1")
+    assert "`patch_size` must divide" in failed.stderr
+    code = f"""
+import pathlib, fashion_mnist as example
+example.FLAGS(["x", "--steps=4"])
+print(example.find_run(pathlib.Path({str(tmp_path)!r}), example.choose_flags()))
+"""
+    result = run_code(code, "examples")
+    assert result.stdout.split() == ["None"], result.stderr
 
 
 @pytest.mark.one_backend("flags know no backend")

@@ -147,6 +147,19 @@ def test_what_is_left_of_files_is_removed_by_their_stem(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["shard-1.npy"]
 
 
+def test_a_stem_is_no_pattern(tmp_path):
+    (tmp_path / "model[1]").mkdir()
+    with pytest.raises(RuntimeError), atomic.atomic_file(tmp_path / "a[1].npy") as path:
+        atomic.remove_unfinished(tmp_path, stem="a[1]")
+        path.touch()
+        atomic.remove_unfinished(tmp_path, stem="a1")
+        assert path.exists()
+        atomic.remove_unfinished(tmp_path, stem="a[1]")
+        assert not path.exists()
+        raise RuntimeError
+    assert [one.name for one in tmp_path.iterdir()] == ["model[1]"]
+
+
 def test_a_removed_folder_is_whole_until_it_is_gone(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x").touch()
@@ -227,3 +240,22 @@ def test_names_are_exchanged_in_one_step(tmp_path):
         "x": "a"
     }
     assert not atomic._exchange(tmp_path / "a", tmp_path / "missing")
+
+
+def test_folders_that_were_made_go_if_the_body_fails_unless_they_are_used(tmp_path):
+    (tmp_path / "a").mkdir()
+    path = tmp_path / "a" / "b" / "c" / "d"
+    for kept in (False, True):
+        with pytest.raises(Killed), atomic.made_folder(path):
+            assert path.is_dir()
+            if kept:
+                (tmp_path / "a" / "b" / "x").write_text("1")
+            raise Killed
+        left = {str(found.relative_to(tmp_path)) for found in tmp_path.rglob("*")}
+        assert left == ({"a", "a/b", "a/b/x"} if kept else {"a"})
+    with atomic.made_folder(path):
+        pass
+    assert path.is_dir()
+    with pytest.raises(FileExistsError), atomic.made_folder(tmp_path / "a" / "b" / "x"):
+        raise Killed
+    assert (tmp_path / "a" / "b" / "x").read_text() == "1"

@@ -52,12 +52,14 @@ def file(weights, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vae(file):
-    """Made under another policy than its own, from a folder."""
+    """Made under other settings than its own, from a folder."""
     keras.config.set_dtype_policy("mixed_bfloat16")
+    keras.config.set_image_data_format("channels_first")
     try:
         return StableDiffusionVAE.from_diffusers(file.parent, batch_size=2)
     finally:
         keras.config.set_dtype_policy("float32")
+        keras.config.set_image_data_format("channels_last")
 
 
 def forget(vae):

@@ -78,8 +78,10 @@ def test_floats_are_clipped_and_rounded_as_pictures_are(classifier):
     images = synthetic(3)
     whole = classifier.outputs_of(images)
     floats = images[..., None] / 127.5 - 1
-    floats += np.where(floats > 0.99, 0.3, np.where(floats < -0.99, -0.3, 0.001))
-    for given in (floats, floats.astype("float32"), floats[..., 0]):
+    inside = np.abs(floats) < 0.99
+    beyond = np.where(inside, 0, 0.3 * np.sign(floats))
+    up, down = floats + beyond + 0.003 * inside, floats + beyond - 0.003 * inside
+    for given in (up, down, up.astype("float32"), up[..., 0]):
         found = classifier.outputs_of(given)
         for name in ("features", "logits"):
             np.testing.assert_array_equal(found[name], whole[name])
@@ -173,6 +175,31 @@ def test_the_test_images_themselves_are_best(quality):
     assert np.array_equal(np.bincount(labels), [1000] * 10)
 
 
+@pytest.mark.one_backend("NumPy around the network")
+def test_the_kernel_distance_is_of_subsets_of_a_thousand(quality, monkeypatch):
+    module = sys.modules["keras_imm.metrics.fashion_mnist"]
+    sizes = []
+
+    def kernel_distance(*features, subset_size):
+        sizes.append(subset_size)
+        return metrics.kernel_distance(*features, subset_size=subset_size)
+
+    monkeypatch.setattr(module, "kernel_distance", kernel_distance)
+    monkeypatch.setattr(quality, "reference", np.tile(quality.reference, (40, 1)))
+    for count in (40, 1500):
+        quality.measure(
+            np.tile(synthetic(20), (count // 20, 1, 1)), quality.labels(count)
+        )
+    assert sizes == [40, 1000]
+
+
+@pytest.mark.one_backend("argument checks")
+@pytest.mark.parametrize("count", [0, -1, 1.5, "a", True])
+def test_wrong_numbers_of_labels_are_refused(quality, count):
+    with pytest.raises(ValueError, match="`count` must be"):
+        quality.labels(count)
+
+
 @pytest.mark.one_backend("argument checks")
 @pytest.mark.parametrize(
     ("samples", "labels", "message"),
@@ -180,6 +207,7 @@ def test_the_test_images_themselves_are_best(quality):
         (np.zeros((4, 32, 32, 1)), np.zeros(4, int), r"Received: shape \(4, 32, 32, 1"),
         (np.zeros((4, 28, 28), int), np.zeros(4, int), "Received: dtype int64$"),
         (np.full((4, 28, 28), np.nan), np.zeros(4, int), "float64, with values that"),
+        (255 * np.eye(28)[None], np.zeros(1, int), r"\[-1, 1\].*values in \[0, 255\]"),
         (synthetic(5), np.zeros(4, int), r"integers of shape \(5,\).*shape \(4,\)"),
         (synthetic(5), np.zeros(5), "dtype float64"),
     ],

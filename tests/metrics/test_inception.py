@@ -75,12 +75,16 @@ def test_the_spatial_tap_is_mixed_6_conv(network, weights, golden):
     np.testing.assert_allclose(spatial, expected, atol=1e-4 * expected.max())
 
 
-def test_half_precision_policies_change_nothing(path):
+def test_settings_of_keras_change_nothing(path):
     keras.config.set_dtype_policy("mixed_bfloat16")
+    keras.config.set_image_data_format("channels_first")
     try:
         network = load(path)
     finally:
         keras.config.set_dtype_policy("float32")
+        keras.config.set_image_data_format("channels_last")
+    formats = [getattr(layer, "data_format", None) for layer in network.layers]
+    assert set(formats) == {None, "channels_last"}
     assert {layer.compute_dtype for layer in network.layers if layer.weights} == {
         "float32"
     }

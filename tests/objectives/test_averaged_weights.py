@@ -19,8 +19,8 @@ def data(images, labels):
     return images, labels
 
 
-def make(optimizer=None, **options):
-    model = new_model(AveragedTarget(), **options)
+def make(optimizer=None, dropout=0.0, **options):
+    model = new_model(AveragedTarget(), network={"dropout": dropout}, **options)
     model.compile(optimizer or keras.optimizers.Adam(1e-2, epsilon=1e-8))
     return model
 

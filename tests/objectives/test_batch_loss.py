@@ -299,7 +299,7 @@ def test_accumulation_is_one_large_batch(data, kind):
 def test_eager_steps_are_the_compiled_ones(data, kind, dropout):
     losses = []
     for run_eagerly in (True, False):
-        model = new_model(kind(), dropout=dropout)
+        model = new_model(kind(), network={"dropout": dropout})
         model.compile(keras.optimizers.SGD(0.02), run_eagerly=run_eagerly)
         losses.append(fit(model, data, epochs=2)["loss"])
     np.testing.assert_allclose(*losses, rtol=1e-3)

@@ -79,15 +79,16 @@ def test_a_list_of_eta_has_its_own_number_of_steps(etas):
             SamplingPlan(time_grid=etas, num_steps=other)
 
 
-def test_the_objectives_list_of_eta_contradicts_other_numbers_of_steps():
+def test_another_number_of_steps_drops_the_objectives_list_of_eta():
     class Etas(Defaults):
         time_grid = (1.4,)
 
     assert SamplingPlan().completed(Etas).num_steps == 2
-    with pytest.raises(ValueError, match=r"makes 2 steps.*num_steps=3"):
-        SamplingPlan(num_steps=3).completed(Etas)
-    three = SamplingPlan(num_steps=3, time_grid="uniform").completed(Etas)
-    assert (three.num_steps, three.time_grid) == (3, "uniform")
+    assert SamplingPlan(num_steps=2).completed(Etas).time_grid == (1.4,)
+    for given in ({}, {"time_grid": "edm"}):
+        three = SamplingPlan(num_steps=3, **given).completed(Etas)
+        expected = given.get("time_grid", "uniform")
+        assert (three.num_steps, three.time_grid) == (3, expected)
 
 
 def test_another_number_of_steps_is_checked_too():

@@ -29,6 +29,7 @@ def request_file(tmp_path):
             "settings": settings.get_config(),
             "modules": ["gaussian_flow"],
             "other_modules": ["no_such_module"],
+            "options": {},
         }
         path = tmp_path / "request.json"
         path.write_text(json.dumps(request | changes))

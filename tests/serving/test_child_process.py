@@ -11,7 +11,7 @@ from served_models import in_a_child
 
 import keras_imm
 from keras_imm import samplers
-from keras_imm.serving import child_process, export_onnx, export_saved_model
+from keras_imm.serving import child_process, export_saved_model
 
 OWN_LAYER = """
 import warnings
@@ -41,7 +41,7 @@ def test_an_error_of_the_child_process_is_passed_on(tmp_path):
     model.compile(keras.optimizers.Adam())
     with pytest.raises(RuntimeError, match=r"(?s)through TensorFlow failed.*'Own'"):
         export_saved_model(model, tmp_path / "served")
-    assert list((tmp_path / "served").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @in_a_child
@@ -54,8 +54,8 @@ def test_the_child_process_knows_classes_of_modules(tmp_path, monkeypatch):
     inputs = [keras.Input((4, 4, 1)), keras.Input(()), keras.Input(())]
     model = keras_imm.IMM(keras.Model(inputs, own_layers.Half()(inputs[0])))
     with pytest.warns(UserWarning, match="halves"):
-        path = export_onnx(model, tmp_path / "model.onnx", 1)
-    assert path.exists()
+        path = export_saved_model(model, tmp_path / "served", num_steps=(1,))
+    assert (path / "saved_model.pb").exists()
     with pytest.raises(ValueError, match="`signatures` must be some of"):
         export_saved_model(model, tmp_path / "served", signatures=["decode"])
 
@@ -118,6 +118,7 @@ def ended(output, errors="", status=1):
         (ValueError("`x` must"), ValueError, "^`x` must$"),
         (ModuleNotFoundError("No module"), ImportError, "^No module$"),
         (OSError("No space"), OSError, "^No space$"),
+        (PermissionError("No"), OSError, "^No$"),
         (KeyError("x"), RuntimeError, "through TensorFlow failed: KeyError: 'x'"),
     ],
 )

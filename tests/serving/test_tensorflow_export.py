@@ -1,7 +1,11 @@
 """Writing the SavedModel with an autoencoder in it."""
 
+import errno
+import os
+
 import keras
 import numpy as np
+import pytest
 from served_models import on_tensorflow
 
 import keras_imm
@@ -20,6 +24,34 @@ def trained_latent_model():
     for v in model.trainable_variables:
         v.assign(0.3 * np.random.default_rng(0).standard_normal(v.shape))
     return model
+
+
+@pytest.mark.one_backend("files are TensorFlow's on each")
+@pytest.mark.parametrize(
+    "number", [errno.EFBIG, errno.ENOSPC, errno.EACCES, errno.EROFS]
+)
+def test_errors_of_files_are_those_of_python(number):
+    """By TensorFlow's own errors, of which those of its file system end so."""
+    tf = pytest.importorskip("tensorflow")
+    from keras_imm.serving.tensorflow_export import os_errors
+
+    message = f"folder/variables; {os.strerror(number)}"
+    with pytest.raises(OSError, match="folder/variables") as raised, os_errors():
+        raise tf.errors.OutOfRangeError(None, None, message)
+    assert raised.value.errno == number
+    with pytest.raises(tf.errors.OutOfRangeError), os_errors():
+        raise tf.errors.OutOfRangeError(None, None, "End of sequence")
+
+
+@pytest.mark.one_backend("files are TensorFlow's on each")
+def test_a_file_that_tensorflow_cannot_write(tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    from keras_imm.serving.tensorflow_export import os_errors
+
+    place = tmp_path / "file" / "below"
+    place.parent.write_text("no folder")
+    with pytest.raises(NotADirectoryError, match="below"), os_errors():
+        tf.io.write_file(str(place), "content")
 
 
 @on_tensorflow

@@ -3,6 +3,7 @@
 from contextlib import nullcontext as traceable_draws
 
 from keras_imm.backend.attention import attention_times
+from keras_imm.backend.checked_data import CheckedData
 from keras_imm.backend.jax import processes
 from keras_imm.backend.jax.attention import dot_product_attention
 from keras_imm.backend.jax.compilation import (
@@ -10,6 +11,7 @@ from keras_imm.backend.jax.compilation import (
     compile_function,
     compiles_loops,
     jvp,
+    known_value,
     optimization_barrier,
 )
 from keras_imm.backend.jax.devices import device_kind, device_memory
@@ -20,6 +22,7 @@ from keras_imm.backend.jax.train_step import TrainStep
 from keras_imm.backend.random_streams import draw_normal
 
 __all__ = [
+    "CheckedData",
     "TrainStep",
     "TrainableModel",
     "as_argument",
@@ -33,6 +36,7 @@ __all__ = [
     "full_precision",
     "initial_values_together",
     "jvp",
+    "known_value",
     "multiplies_in_tf32",
     "optimization_barrier",
     "processes",

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import keras
+import numpy as np
 
 compiles_loops = True  # `keras.ops.fori_loop` inside a compiled function is one loop
 
@@ -17,6 +19,13 @@ def compile_function(function: Callable, jit_compile: bool = False) -> Callable:
 def as_argument(array: Any) -> Any:
     """The array. See `keras_imm.backend.torch`."""
     return array
+
+
+def known_value(x: Any) -> np.ndarray | None:
+    """What a tensor holds, or None. See `keras_imm.backend.torch`."""
+    if x is None or isinstance(x, jax.core.Tracer) or keras.utils.is_keras_tensor(x):
+        return None
+    return np.asarray(x) if getattr(x, "is_fully_addressable", True) else None
 
 
 def optimization_barrier(x: Any) -> Any:

@@ -1,6 +1,7 @@
 """Keras's hooks under JAX."""
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ class TrainableModel(keras.Model):
     """
 
     step = None
+    _training_thread = None
 
     def train_step(self, state: tuple, data: Any) -> tuple[dict, tuple]:
         return self.step.train(
@@ -42,8 +44,27 @@ class TrainableModel(keras.Model):
             )
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
-        with self._variables_put_back():
-            return super().fit(*args, **kwargs)
+        self._training_thread = threading.get_ident()
+        try:
+            with self._variables_put_back():
+                return super().fit(*args, **kwargs)
+        finally:
+            self._training_thread = None
+
+    def hold_values(self) -> None:
+        """Gives the variables their present values, which a training step takes.
+
+        Raises:
+            RuntimeError: If another thread trains the model.
+        """
+        if self._training_thread in (None, threading.get_ident()):
+            self.jax_state_sync()
+            return
+        raise RuntimeError(
+            "`fit` is training this model in another thread and under JAX has its "
+            "weights: sample in a callback of `fit`, or sample a copy, such as "
+            "a model of `clone_backbone()` that was made before."
+        )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         with self._variables_put_back():

@@ -11,8 +11,10 @@ from keras_imm.backend.tensorflow.compilation import (
     as_argument,
     compile_function,
     compiles_loops,
+    known_value,
     optimization_barrier,
 )
+from keras_imm.backend.tensorflow.data import CheckedData
 from keras_imm.backend.tensorflow.derivatives import jvp
 from keras_imm.backend.tensorflow.devices import device_kind, device_memory
 from keras_imm.backend.tensorflow.model import TrainableModel
@@ -20,6 +22,7 @@ from keras_imm.backend.tensorflow.precision import full_precision, multiplies_in
 from keras_imm.backend.tensorflow.train_step import TrainStep
 
 __all__ = [
+    "CheckedData",
     "TrainStep",
     "TrainableModel",
     "as_argument",
@@ -33,6 +36,7 @@ __all__ = [
     "full_precision",
     "initial_values_together",
     "jvp",
+    "known_value",
     "multiplies_in_tf32",
     "optimization_barrier",
     "processes",

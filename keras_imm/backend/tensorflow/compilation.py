@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import keras
+import numpy as np
 import tensorflow as tf
 
 compiles_loops = True
@@ -26,6 +28,13 @@ def compile_function(function: Callable, jit_compile: bool = False) -> Callable:
 def as_argument(array: Any) -> Any:
     """The array. See `keras_imm.backend.torch`."""
     return array
+
+
+def known_value(x: Any) -> np.ndarray | None:
+    """What a tensor holds, or None. See `keras_imm.backend.torch`."""
+    if isinstance(x, (tf.Tensor, tf.Variable, tf.distribute.DistributedValues)):
+        return x.numpy() if isinstance(x, tf.__internal__.EagerTensor) else None
+    return None if x is None or keras.utils.is_keras_tensor(x) else np.asarray(x)
 
 
 def optimization_barrier(x: Any) -> Any:

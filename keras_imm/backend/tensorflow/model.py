@@ -1,11 +1,14 @@
 """Keras's hooks under TensorFlow."""
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from keras_imm.backend.tensorflow.data import value_error
 
 
 class TrainableModel(keras.Model):
@@ -15,6 +18,9 @@ class TrainableModel(keras.Model):
     """
 
     step = None
+
+    def hold_values(self) -> None:
+        """Nothing: variables have their values at any time."""
 
     def train_step(self, data: Any) -> dict:
         if not self.built:  # before a loop, which must not create variables
@@ -37,17 +43,35 @@ class TrainableModel(keras.Model):
             self.test_function = _raise_value_error(self.test_function)
         return self.test_function
 
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        with _value_errors():
+            return super().fit(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        with _value_errors():
+            return super().evaluate(*args, **kwargs)
+
 
 def _raise_value_error(function: Callable) -> Callable:
-    """Turns a failed batch check in a graph into the ValueError of eager code."""
+    """Has a function raise the ValueErrors of eager code."""
 
     def checked(*args):
-        try:
+        with _value_errors():
             return function(*args)
-        except tf.errors.InvalidArgumentError as error:
-            found = re.search(r"(The batch size must be .*?)\] \[(\d+)\]", str(error))
-            if not found:
-                raise
-            raise ValueError("".join(found.groups())) from None
 
     return checked
+
+
+@contextlib.contextmanager
+def _value_errors() -> Iterator[None]:
+    """Turns failed checks in a graph or a pipeline into ValueErrors of eager code."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = value_error(error)
+        if found is None:
+            size = re.search(r"(The batch size must be .*?)\] \[(\d+)\]", str(error))
+            if not size:
+                raise
+            found = ValueError("".join(size.groups()))
+        raise found from None

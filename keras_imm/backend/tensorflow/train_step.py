@@ -35,23 +35,26 @@ class TrainStep:
             The logs.
         """
         data = self._checked(data, training=True)
-        iterations = self._optimizer.iterations.value * 1  # as it is before the step
-        with self._own_streams(data):
-            losses, gradients = self._accumulated(data, trainable, iterations)
-        self._apply(gradients, trainable)
-        if self._batch_loss.averages:
-            after = self._optimizer.iterations.value
-            self._batch_loss.update_averages(iterations, after)
-        self._log.update(*losses)
-        return self._log.result()
+        with _once_there_is(data):
+            # As it is before the step.
+            iterations = self._optimizer.iterations.value * 1
+            with self._own_streams():
+                losses, gradients = self._accumulated(data, trainable, iterations)
+            self._apply(gradients, trainable)
+            if self._batch_loss.averages:
+                after = self._optimizer.iterations.value
+                self._batch_loss.update_averages(iterations, after)
+            self._log.update(*losses)
+            return self._log.result()
 
     def test(self, data: Any) -> dict:
         """The loss of a batch of an evaluation."""
         data = self._checked(data, training=False)
-        with self._own_streams(data):
-            losses = self._batch_loss.evaluate(data)
-        self._log.update(*losses)
-        return self._log.result()
+        with _once_there_is(data):
+            with self._own_streams():
+                losses = self._batch_loss.evaluate(data)
+            self._log.update(*losses)
+            return self._log.result()
 
     def _accumulated(self, data: Any, trainable: list, iterations: Any) -> tuple:
         """Losses and gradients of a batch, averaged over its micro-batches."""
@@ -117,13 +120,13 @@ class TrainStep:
             keras_private.take_gradients_as_reduced(self._optimizer)
         self._optimizer.apply_gradients(list(zip(gradients, trainable, strict=True)))
 
-    def _own_streams(self, data: Any) -> contextlib.AbstractContextManager:
-        """Noise and masks of this replica alone, once the data is there."""
+    def _own_streams(self) -> contextlib.AbstractContextManager:
+        """Noise and masks of this replica alone."""
         if _replicas() == 1:
             return contextlib.nullcontext()
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        with tf.control_dependencies(tf.nest.flatten(data)):
-            replica = tf.identity(replica)
+        # Once the data is there, on which it does not depend.
+        replica = tf.identity(replica)
         return streams_of_device(self._batch_loss.random_states(), replica)
 
     def _checked(self, data: Any, training: bool) -> Any:
@@ -150,3 +153,9 @@ class TrainStep:
 
 def _replicas() -> int:
     return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def _once_there_is(data: Any) -> contextlib.AbstractContextManager:
+    """Inside, nothing runs before the data is there: it may end, or be refused."""
+    tensors = [part for part in tf.nest.flatten(data) if tf.is_tensor(part)]
+    return tf.control_dependencies(tensors)

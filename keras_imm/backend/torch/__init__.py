@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext as initial_values_together
 
+from keras_imm.backend.checked_data import CheckedData
 from keras_imm.backend.torch import processes
 from keras_imm.backend.torch.attention import attention_times, dot_product_attention
 from keras_imm.backend.torch.derivatives import jvp
@@ -10,6 +11,7 @@ from keras_imm.backend.torch.graphs import (
     as_argument,
     compile_function,
     compiles_loops,
+    known_value,
     optimization_barrier,
 )
 from keras_imm.backend.torch.model import TrainableModel
@@ -18,6 +20,7 @@ from keras_imm.backend.torch.random_draws import draw_normal, traceable_draws
 from keras_imm.backend.torch.train_step import TrainStep
 
 __all__ = [
+    "CheckedData",
     "TrainStep",
     "TrainableModel",
     "as_argument",
@@ -31,6 +34,7 @@ __all__ = [
     "full_precision",
     "initial_values_together",
     "jvp",
+    "known_value",
     "multiplies_in_tf32",
     "optimization_barrier",
     "processes",

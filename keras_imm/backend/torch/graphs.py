@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import keras
 import numpy as np
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils import _pytree as pytree
 
 from keras_imm.backend import keras_private
@@ -276,6 +278,27 @@ def as_argument(array: Any) -> Any:
     if isinstance(array, np.ndarray) and not array.flags.writeable:
         array = array.copy()  # PyTorch's tensors may be written to
     return torch.as_tensor(array, device=keras_private.torch_device())
+
+
+def known_value(x: Any) -> np.ndarray | None:
+    """What a tensor holds, where that is known without being waited for in a graph.
+
+    Args:
+        x: A tensor of the backend, an array, a number or a list; or None.
+
+    Returns:
+        NumPy array; None for None and for what stands for a tensor while a function is
+        traced or exported, or is not all on this host.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    if isinstance(x, torch.Tensor):
+        is_plain = type(x) in (torch.Tensor, torch.nn.Parameter)
+        is_plain = is_plain and not is_functorch_wrapped_tensor(x)  # of `torch.func`
+        if not is_plain or x.is_meta or get_proxy_mode() is not None:
+            return None
+        return np.asarray(keras.ops.convert_to_numpy(x))
+    return None if x is None or keras.utils.is_keras_tensor(x) else np.asarray(x)
 
 
 def compile_graph(module: Any, tensors: list) -> Callable:

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from keras_imm.backend.checked_data import source_of
 from keras_imm.backend.torch.devices import computes_on_cuda
 from keras_imm.backend.torch.parallel import check_lengths
 
@@ -16,6 +17,9 @@ class TrainableModel(keras.Model):
 
     step = None
 
+    def hold_values(self) -> None:
+        """Nothing: variables have their values at any time."""
+
     def train_step(self, data: Any) -> dict:
         if not self.built:
             x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
@@ -27,13 +31,13 @@ class TrainableModel(keras.Model):
         return self.step.test(data)
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        check_lengths(x)
+        check_lengths(source_of(x))
         if self.step is not None:
             self.step.forget_processes()  # the first step makes them equal again
         return super().fit(x, *args, **kwargs)
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        check_lengths(x)
+        check_lengths(source_of(x))
         return super().evaluate(x, *args, **kwargs)
 
     def make_train_function(self, force: bool = False) -> None:

@@ -75,6 +75,35 @@ Kernels ask when they run. The settings are those of the process.
 """
 
 
+@contextlib.contextmanager
+def older_name_agrees() -> Iterator[None]:
+    """Lets `torch.backends.cudnn.allow_tf32` be read inside, as `torch.export` does.
+
+    PyTorch raises where it contradicts the settings of its parts, as it does once one
+    of those is set: full float32 is said by both inside.
+    """
+    if _older_name_agrees():
+        yield
+        return
+    parts = [_CUDNN.conv, _CUDNN.rnn]
+    before = [part.fp32_precision for part in parts]
+    older = before[0] != before[1] or before[0] != "tf32"
+    _CUDNN.allow_tf32 = False
+    try:
+        yield
+    finally:
+        _CUDNN.allow_tf32 = older
+        for part, value in zip(parts, before, strict=True):
+            part.fp32_precision = value
+
+
+def _older_name_agrees() -> bool:
+    try:
+        return _CUDNN.allow_tf32 in (True, False)
+    except RuntimeError:
+        return False
+
+
 def multiplies_in_tf32() -> bool:
     """Whether factors of float32 products are rounded to TensorFloat-32."""
     if _named_by_precision():

@@ -143,6 +143,8 @@ def _words(seed: Any, shape: Any) -> tuple[Any, Any]:
     """Two words for each element, from its place and the seed."""
     key, count = (seed.to(torch.int64) & _MASK).unbind()
     place = torch.arange(math.prod(shape), device=seed.device).reshape(tuple(shape))
+    # Which Inductor takes for an index, of 32 bits, unless it is made a word.
+    place = place & _MASK
     return philox((place, count), key)
 
 

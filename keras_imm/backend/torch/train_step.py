@@ -290,13 +290,8 @@ class _TracedLoss:
 
 
 def _can_be_traced(model: keras.Model) -> bool:
-    """Whether all that the loss depends on are the variables it is given.
-
-    PyTorch's own modules hold their parameters themselves.
-    """
-    layers = keras_private.all_layers(model)
-    foreign = any(isinstance(one, keras.layers.TorchModuleWrapper) for one in layers)
-    return not (model.run_eagerly or foreign)
+    """Whether all that the loss depends on are the variables it is given."""
+    return not (model.run_eagerly or keras_private.has_torch_modules(model))
 
 
 def _differentiable(value: Any) -> Any:

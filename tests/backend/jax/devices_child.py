@@ -1,5 +1,6 @@
 """Four JAX devices of one CPU, and eight, against one."""
 
+import functools
 import re
 import sys
 
@@ -9,9 +10,19 @@ import numpy as np
 import runs
 
 import keras_imm
-from keras_imm import distribution
+from keras_imm import distribution, objectives
 from keras_imm.backend import keras_private
 from keras_imm.objectives import MomentMatching
+
+OBJECTIVES = (
+    "mean_flow",
+    "so_flow",
+    "shortcut",
+    "consistency_training",
+    "continuous_consistency",
+    "differential_moment_matching",
+    "terminal_velocity_matching",
+)
 
 
 def two_batches():
@@ -68,6 +79,22 @@ def own_draws(strategy):
         "difference": runs.difference(runs.state(four), runs.state(one)),
         "states": [runs.random_state(one), runs.random_state(four)],
     }
+
+
+def every_objective(strategy):
+    """A step of each objective on four devices, with the draws of one."""
+    seen = {}
+    for name in OBJECTIVES:
+        objective = functools.partial(objectives.get, name)
+        options = {"objective": objective, "steps": 2}
+        one = runs.make(**options)
+        losses = runs.fit(one, runs.Batches(*runs.data(64), 64))
+        with strategy.scope():
+            four = runs.make(**options)
+            history = runs.fit(four, runs.Batches(*runs.data(64), 64))
+        difference = runs.difference(runs.state(four), runs.state(one))
+        seen[name] = [losses, history, difference]
+    return seen
 
 
 def step_text(model, batch, kind):
@@ -252,6 +279,7 @@ def main(folder):
     one, four, seen["clipped"] = same_update(strategy, runs.clipped, steps=2)
     seen["afterwards"] = afterwards(strategy, one, four, f"{folder}/model.keras")
     seen["own_draws"] = own_draws(strategy)
+    seen["every_objective"] = every_objective(strategy)
     seen["refused"] = refused(strategy)
     seen["groups_stay"] = groups_stay(strategy)
     seen["split_weights"] = split_weights()

@@ -61,6 +61,13 @@ def test_noise_masks_and_random_states_are_those_of_one_device(seen):
     assert draws["states"][0] == draws["states"][1]
 
 
+def test_a_step_of_each_objective_is_that_of_one_device(seen):
+    assert len(seen["every_objective"]) == 7
+    for name, (losses, history, difference) in seen["every_objective"].items():
+        np.testing.assert_allclose(losses, history, rtol=1e-6, err_msg=name)
+        assert difference < 1e-9, name
+
+
 @pytest.mark.parametrize("kind, extra", [("train", 3), ("test", 2)])
 def test_particles_stay_on_their_device(seen, kind, extra):
     """All that the devices exchange are the sums of gradients and losses.

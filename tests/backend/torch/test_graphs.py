@@ -539,3 +539,25 @@ def test_tensors_that_lie_otherwise(first, jit_compile, no_warnings):
         x = inputs[name]
         expected = x.reshape(2, 12) * 2.0
         assert torch.equal(compiled(x), expected), name
+
+
+def test_values_are_known_unless_they_are_traced():
+    import torch
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    class Asking(torch.nn.Module):
+        def forward(self, x):
+            asked.append(backend.known_value(x))
+            return x + 1
+
+    asked, x, ask = [], torch.arange(3), Asking()
+    ask(x)
+    np.testing.assert_array_equal(asked.pop(), [0, 1, 2])
+    np.testing.assert_array_equal(backend.known_value([0, 1]), [0, 1])
+    torch.func.vmap(ask)(x)
+    make_fx(ask)(x)
+    make_fx(ask, tracing_mode="fake")(x)
+    torch.jit.trace(ask, x, check_trace=False)
+    assert len(asked) >= 4 and set(map(type, asked)) == {type(None)}
+    for x in (torch.empty(3, device="meta"), keras.KerasTensor((3,)), None):
+        assert backend.known_value(x) is None

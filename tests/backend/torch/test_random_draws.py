@@ -62,6 +62,19 @@ def test_philox_gives_the_known_answers(counter, key, expected):
     assert tuple(map(int, found)) == expected
 
 
+def test_places_are_words_and_no_index_in_compiled_code(counting):
+    """Triton refuses to multiply an index, of 32 bits, with Philox's constant."""
+    import torch
+    from torch._inductor.utils import run_and_get_code
+
+    compiled = torch.compile(lambda seed: draws().uniform(seed, (5, 7), torch.float32))
+    _, code = run_and_get_code(compiled, seed_tensor(3, 4))
+    lines = [line for text in code for line in text.splitlines()]
+    constant = [line for line in lines if str(0xD256D193) in line]
+    assert constant
+    assert not [line for line in constant if "*" in line or "arange" in line]
+
+
 def test_each_seed_count_and_place_has_its_own_words(counting):
     import torch
 
