@@ -3,6 +3,7 @@
 # make test   [BACKENDS="jax"] [ARGS="-k frechet"]                  all tests, each backend
 # make check  [BACKEND=torch] [ARGS="-k unet"]                      the fast tests, one backend
 # make docs                                                      the pages: site/index.html
+# make tutorials [NOTEBOOKS=docs/tutorials/method.ipynb]         run them, outputs stored
 # make lint
 # PYTHON=python3.12 chooses the interpreter that .venv is made from.
 # TENSORFLOW=tensorflow installs the build with GPU kernels.
@@ -12,6 +13,7 @@ BACKEND ?= $(if $(filter check,$(MAKECMDGOALS)),torch,tensorflow)
 BACKENDS ?= tensorflow jax torch
 TENSORFLOW ?= $(if $(filter Linux,$(shell uname)),tensorflow-cpu,tensorflow)
 ARGS ?=
+NOTEBOOKS ?= $(wildcard docs/tutorials/*.ipynb)
 
 KNOWN := tensorflow jax torch
 UNKNOWN := $(filter-out $(KNOWN),$(BACKEND) $(BACKENDS))
@@ -26,7 +28,7 @@ extra = $(if $(filter tensorflow,$(1)),$(TENSORFLOW),$(1))
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help digits fashion test check docs lint clean
+.PHONY: help digits fashion test check docs tutorials lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -57,6 +59,12 @@ check: $(VENV)/stamps/test
 # A broken link, a public name without docstring and a fetch from elsewhere are errors.
 docs: $(VENV)/stamps/docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build
+
+# As long as their numbers and pictures take; the tests run them cut short.
+tutorials: $(VENV)/stamps/test
+	TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python -m nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=-1 \
+		$(NOTEBOOKS)
 
 lint: $(VENV)/stamps/lint
 	$(VENV)/bin/python -m ruff check .
