@@ -1,5 +1,6 @@
-"""What README.md and docs/ say can be run."""
+"""What README.md, docs/guide.md and docs/models.md say can be run."""
 
+import os
 import pathlib
 import re
 
@@ -29,8 +30,8 @@ def small_checkpoint(name):
     )
 
 
-def test_the_example_runs(tmp_path, monkeypatch):
-    _, code, serving, _ = examples("README.md")
+def test_the_example_of_the_guide_runs(tmp_path, monkeypatch):
+    code, serving, _ = examples("docs/guide.md")
     assert "epochs=280" in code
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -42,6 +43,37 @@ def test_the_example_runs(tmp_path, monkeypatch):
         exec(serving, names)
         assert (tmp_path / "served" / "digits" / "1" / "saved_model.pb").exists()
         assert (tmp_path / "digits.onnx").exists()
+
+
+def test_a_folder_of_images_is_trained_on(tmp_path, monkeypatch):
+    """The second block of README.md, with small images and a smaller network."""
+    _, code = examples("README.md")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_BACKEND", keras.backend.backend())
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # the block sets a backend
+    rng = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(8):
+            pixels = rng.integers(0, 256, (20, 24, 3))
+            keras.utils.save_img(tmp_path / "photos" / name / f"{i}.png", pixels)
+    short = {
+        "image_size=64": "image_size=16",
+        "batch_size=64": "batch_size=8",
+        "hidden_size=384": "hidden_size=24",
+        "depth=6": "depth=1",
+        "epochs=100": "epochs=1",
+        "steps_per_epoch=1000": "steps_per_epoch=2",
+    }
+    for old, new in short.items():
+        assert old in code
+        code = code.replace(old, new)
+    names = {}
+    exec(code, names)
+    model = names["model"]
+    assert model.optimizer.iterations == 2
+    assert model.backbone.num_classes == 2
+    assert model.generate([0, 1]).shape == (2, 16, 16, 3)
 
 
 def test_the_first_lines_draw_clothes(tmp_path, monkeypatch):
@@ -60,7 +92,7 @@ def test_the_first_lines_draw_clothes(tmp_path, monkeypatch):
 
 def test_the_checkpoints_are_loaded_as_the_pages_say(monkeypatch):
     monkeypatch.setattr(official, "fetch", small_checkpoint)
-    for page in ("README.md", "docs/models.md"):
+    for page in ("docs/guide.md", "docs/models.md"):
         code = "import keras_imm\n" + examples(page)[-1].replace("[207, 360]", "[7, 3]")
         names = {}
         exec(code, names)
@@ -70,7 +102,7 @@ def test_the_checkpoints_are_loaded_as_the_pages_say(monkeypatch):
 
 
 def test_links_lead_to_files():
-    for page in ("README.md", "docs/models.md"):
+    for page in ("README.md", "docs/guide.md", "docs/models.md"):
         links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text())
         missing = [
             link for link in links if not (ROOT / page).parent.joinpath(link).exists()

@@ -57,8 +57,8 @@ def test_labels_are_seen_in_their_samples(name):
 
 
 @pytest.mark.one_backend("reads a page")
-def test_readme_has_the_figures_of_the_cards():
-    text = (ROOT / "README.md").read_text()
+def test_the_guide_has_the_figures_of_the_cards():
+    text = (ROOT / "docs" / "guide.md").read_text()
     for row in keras_imm.presets.metadata("imm_fashion_mnist")["training"]["quality"]:
         pattern = (
             rf"^\| {row['steps']} \| {row['frechet']:.2f} \| .*{row['agreement']:.3f}"

@@ -12,7 +12,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDER = "tutorials"
-LINK = re.compile(r"(\]\([\w/.-]+)\.ipynb\b")  # from one notebook to another
+LINK = re.compile(r"(\]\([\w/.-]+)\.ipynb\b")  # to a notebook
 
 
 def not_run(notebook: nbformat.NotebookNode) -> bool:
@@ -37,8 +37,7 @@ def page_of(path: pathlib.Path) -> tuple[str, dict[str, bytes]]:
     head, _, rest = text.lstrip().partition("\n")
     if not head.startswith("# "):
         raise PluginError(f"{path.name} must begin with its title")
-    note = f"[This page as a notebook]({path.name}), with which it was made."
-    rest = LINK.sub(r"\1.md", rest)
+    note = f'<a href="{path.name}" download>This page as a notebook.</a>'
     return f"{head}\n\n{note}\n{rest}", found["outputs"]
 
 
@@ -52,3 +51,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             where = posixpath.join(FOLDER, name)
             files.append(File.generated(config, where, content=content))
     return files
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Links to notebooks lead to their pages."""
+    return LINK.sub(r"\1.md", markdown)

@@ -16,9 +16,13 @@ pytestmark = pytest.mark.one_backend("reads pages")
     [
         "accelerators",
         "architecture",
+        "comparison",
         "extending",
+        "figures",
+        "guide",
         "mathematics",
         "migration",
+        "paper",
         "troubleshooting",
     ],
 )
