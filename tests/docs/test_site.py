@@ -1,8 +1,10 @@
 """What `make docs` adds to the pages: the API, links to files, all that is shown."""
 
+import base64
 import importlib
 import importlib.util
 import inspect
+import json
 import pathlib
 import re
 import types
@@ -13,6 +15,7 @@ import pytest
 import keras_imm
 
 pytest.importorskip("mkdocs", reason="needs the extra `docs`")
+from mkdocs.exceptions import PluginError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "docs" / "assets"
@@ -39,6 +42,53 @@ def written(reference):
 
 
 repository, offline, docstrings = map(hook, ("repository", "offline", "docstrings"))
+
+
+@pytest.fixture
+def tutorials():
+    pytest.importorskip("nbconvert", reason="needs the extra `docs`")
+    return hook("tutorials")
+
+
+def notebook(path, title="# Cats\n\nAll of them.", counts=(1,)):
+    """A notebook with a title and cells that print a picture, so often run."""
+    pixel = base64.b64encode(b"\x89PNG a picture").decode()
+    output = {"output_type": "display_data", "data": {"image/png": pixel}}
+    cells = [{"cell_type": "markdown", "metadata": {}, "source": title}]
+    for count in counts:
+        cell = {"cell_type": "code", "metadata": {}, "source": "show()"}
+        outputs = [{**output, "metadata": {}}]
+        cells.append({**cell, "execution_count": count, "outputs": outputs})
+    text = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 4}
+    path.write_text(json.dumps(text))
+    return path
+
+
+def test_a_notebook_becomes_a_page_with_its_pictures(tutorials, tmp_path):
+    text, pictures = tutorials.page_of(notebook(tmp_path / "cats.ipynb"))
+    assert text.startswith("# Cats\n")
+    assert text.index('<a href="cats.ipynb" download>') < text.index("All of them.")
+    (name,) = pictures
+    assert name.startswith("cats_files/") and f"]({name})" in text
+    assert pictures[name].startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("counts", [(None,), (2,), (1, 3), (2, 1)])
+def test_a_notebook_that_was_not_run_in_order_is_refused(tutorials, tmp_path, counts):
+    with pytest.raises(PluginError, match=r"cats\.ipynb was not run"):
+        tutorials.page_of(notebook(tmp_path / "cats.ipynb", counts=counts))
+
+
+def test_a_notebook_without_a_title_is_refused(tutorials, tmp_path):
+    with pytest.raises(PluginError, match="must begin with its title"):
+        tutorials.page_of(notebook(tmp_path / "cats.ipynb", title="Cats"))
+
+
+def test_links_to_notebooks_lead_to_their_pages(tutorials):
+    text = "[a](cats.ipynb), [b](../tutorials/cats.ipynb#c), [d](cats.md), `x.ipynb`"
+    assert tutorials.on_page_markdown(text) == (
+        "[a](cats.md), [b](../tutorials/cats.md#c), [d](cats.md), `x.ipynb`"
+    )
 
 
 def public_modules():

@@ -15,6 +15,8 @@ NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 BACKENDS = ("torch", "jax", "tensorflow")
 # What the cell tagged "parameters" holds when a notebook is run here.
 SHORT = {
+    "accelerators": {"epochs": 3, "batch_sizes": (16, 32)},
+    "checkpoints": {"num_samples": 40, "steps_of_fine_tuning": 14},
     "five_minutes": {"training_steps": 28, "num_samples": 80},
 }
 
