@@ -11,7 +11,6 @@ import keras
 
 from keras_imm.backend import keras_private
 from keras_imm.files.atomic import atomic_file
-from keras_imm.files.paths import user_path
 from keras_imm.flow_map import FlowMap
 from keras_imm.latents import StableDiffusionVAE
 from keras_imm.model import FlowMapModel
@@ -90,7 +89,7 @@ def export_litert(
     ```
     """
     check_choice("dtype", dtype, _DTYPES)
-    from_noise.check_ending(path, ".tflite")
+    path = from_noise.file_path(path, ".tflite")
     export = from_noise.export_of(
         model,
         num_steps,
@@ -102,7 +101,6 @@ def export_litert(
         guidance_interval=guidance_interval,
     )
     export.check_size(_LARGEST)
-    path = user_path(path)
     export.write("litert", "tensorflow", write, path, dtype=dtype)
     return path
 

@@ -67,4 +67,7 @@ def _is_policy(config: dict) -> bool:
 
 
 def _name(config: dict) -> str:
-    return config["config"]["name"]
+    policy = config["config"]
+    if "name" in policy:
+        return policy["name"]
+    return f"{policy.get('mode')}_from_{policy.get('source_name')}"  # quantized
