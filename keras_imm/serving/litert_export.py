@@ -14,7 +14,7 @@ from keras_imm.files.atomic import atomic_file
 from keras_imm.flow_map import FlowMap
 from keras_imm.latents import StableDiffusionVAE
 from keras_imm.model import FlowMapModel
-from keras_imm.serving import from_noise, litert_weights
+from keras_imm.serving import from_noise, litert_weights, network_dtype
 from keras_imm.serving.settings import Settings
 from keras_imm.validation import check_choice
 
@@ -100,6 +100,7 @@ def export_litert(
         guidance_scale=guidance_scale,
         guidance_interval=guidance_interval,
     )
+    network_dtype.check_not_quantized(export.flow, "LiteRT")
     export.check_size(_LARGEST)
     export.write("litert", "tensorflow", write, path, dtype=dtype)
     return path

@@ -7,6 +7,7 @@ import keras
 from keras_imm.flow_map import FlowMap
 
 _HALF = ("mixed_float16", "mixed_bfloat16", "bfloat16", "float16")
+_OF_QUANTIZED = "_from_"  # in Keras's names of their policies: int8_from_float32
 # For float16 too: what Keras computes in float32 instead, on a CPU, is float16 alone.
 _POLICIES = {"float16": "mixed_bfloat16", "float32": "float32"}
 
@@ -18,6 +19,16 @@ def check(flow: FlowMap) -> None:
             raise ValueError(
                 "`model` must have layers of the policies float32, "
                 f"{', '.join(_HALF)} to become ONNX. Received: one of {name!r}"
+            )
+
+
+def check_not_quantized(flow: FlowMap, runtime: str) -> None:
+    """Raises ValueError if layers are quantized, whose operations a runtime has not."""
+    for name in _policies(keras.saving.serialize_keras_object(flow)):
+        if _OF_QUANTIZED in name:
+            raise ValueError(
+                f"`model` must not be quantized to become {runtime}. "
+                f"Received: one with layers of the policy {name!r}"
             )
 
 
@@ -70,4 +81,4 @@ def _name(config: dict) -> str:
     policy = config["config"]
     if "name" in policy:
         return policy["name"]
-    return f"{policy.get('mode')}_from_{policy.get('source_name')}"  # quantized
+    return f"{policy.get('mode')}{_OF_QUANTIZED}{policy.get('source_name')}"

@@ -9,6 +9,7 @@ import program_answers
 import pytest
 from keras import ops
 from served_models import GUIDANCE, on_tensorflow, rows, trained_model
+from small_dit import small_dit
 
 import keras_imm
 from keras_imm.samplers import SamplingPlan
@@ -188,6 +189,29 @@ def test_weights_that_no_file_holds(model, tmp_path, framework, monkeypatch):
     with pytest.raises(ValueError, match="weights of less than 2 GB"):
         export(model, tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("framework", ["openvino", "litert"])
+def test_quantized_models_that_a_runtime_does_not_know(tmp_path, framework):
+    model = keras_imm.IMM(small_dit(num_classes=0))
+    model.quantize("int8")
+    export, name = EXPORTS[framework]
+    with pytest.raises(ValueError, match=r"must not be quantized.*int8_from_float32"):
+        export(model, tmp_path / name, 1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow("exports, and processes that run them")
+@pytest.mark.one_backend("what is written is the same on all backends")
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_quantized_models(tmp_path, framework):
+    model = trained_model()
+    model.quantize("int8")
+    export, name = EXPORTS[framework]
+    found, _ = answers(framework, export(model, tmp_path / name, 1))
+    for count in COUNTS:
+        one = expected(model, count, num_steps=1)
+        np.testing.assert_allclose(found[count], one, atol=1e-4)
 
 
 def rounded(model, which):
