@@ -100,7 +100,7 @@ def export_litert(
         guidance_scale=guidance_scale,
         guidance_interval=guidance_interval,
     )
-    network_dtype.check_not_quantized(export.flow, "LiteRT")
+    network_dtype.check(export.flow, "LiteRT")
     export.check_size(_LARGEST)
     export.write("litert", "tensorflow", write, path, dtype=dtype)
     return path
@@ -153,7 +153,7 @@ def _in_float32(network: keras.layers.Layer) -> Iterator[None]:
     policies = {
         layer: layer.dtype_policy
         for layer in keras_private.all_layers(network)
-        if layer.compute_dtype in _HALF and layer.quantization_mode is None
+        if layer.compute_dtype in _HALF
     }
     try:
         for layer in policies:

@@ -133,7 +133,7 @@ def export_of(
     """What is to be written, once it is known that it can be."""
     check_choice("dtype", dtype, _DTYPES)
     export = from_noise.export_of(model, num_steps, weights, **arguments)
-    network_dtype.check(export.flow)
+    network_dtype.check(export.flow, "ONNX")
     for package in ("torch", "onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise ImportError(f'ONNX takes {package}: `pip install "keras_imm[onnx]"`')

@@ -191,12 +191,22 @@ def test_weights_that_no_file_holds(model, tmp_path, framework, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("framework", ["openvino", "litert"])
-def test_quantized_models_that_a_runtime_does_not_know(tmp_path, framework):
-    model = keras_imm.IMM(small_dit(num_classes=0))
-    model.quantize("int8")
+@pytest.mark.parametrize(
+    ("framework", "dtype", "message"),
+    [
+        ("openvino", "int8", "must not be quantized to become OpenVINO.*int8_from_flo"),
+        ("litert", "int8", "policies.* to become LiteRT.*one of 'int8_from_float32'"),
+        ("litert", "float64", "policies.* to become LiteRT.*one of 'float64'"),
+    ],
+)
+def test_policies_that_a_runtime_does_not_know(tmp_path, framework, dtype, message):
+    model = keras_imm.IMM(
+        small_dit(num_classes=0, dtype=None if dtype == "int8" else dtype)
+    )
+    if dtype == "int8":
+        model.quantize("int8")
     export, name = EXPORTS[framework]
-    with pytest.raises(ValueError, match=r"must not be quantized.*int8_from_float32"):
+    with pytest.raises(ValueError, match=message):
         export(model, tmp_path / name, 1)
     assert not list(tmp_path.iterdir())
 
