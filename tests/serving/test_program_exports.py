@@ -211,6 +211,24 @@ def test_policies_that_a_runtime_does_not_know(tmp_path, framework, dtype, messa
     assert not list(tmp_path.iterdir())
 
 
+@on_tensorflow
+@pytest.mark.parametrize("policy", ["bfloat16", "mixed_float16"])
+def test_litert_computes_in_float32(tmp_path, policy):
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+    half, whole = (keras_imm.IMM(small_dit(dtype=name)) for name in (policy, "float32"))
+    rng = np.random.default_rng(0)
+    for one, other in zip(half.flow.variables, whole.flow.variables, strict=True):
+        one.assign(one + 0.3 * rng.standard_normal(one.shape))
+        other.assign(ops.cast(one, "float32"))
+    path = export_litert(half, tmp_path / "model.tflite", 1)
+    noise, label = rows(3)
+    runner = interpreter.Interpreter(str(path)).get_signature_runner()
+    found = runner(noise=noise, label=label)["image"]
+    one = whole.generate(label, noise=noise, num_steps=1, verbose=0)
+    np.testing.assert_allclose(found, one, atol=1e-3)
+    assert np.std(one) > 0.1
+
+
 @pytest.mark.slow("exports, and processes that run them")
 @pytest.mark.one_backend("what is written is the same on all backends")
 @pytest.mark.parametrize("framework", ["torch", "jax"])
