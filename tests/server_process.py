@@ -13,11 +13,11 @@ COMMAND = [sys.executable, "-m", "keras_imm.serving", "run"]
 
 
 class ServerProcess:
-    """`python -m keras_imm.serving run flags`, until `stop`."""
+    """`python -m keras_imm.serving run flags`, or another command, until `stop`."""
 
-    def __init__(self, *flags, **environment):
+    def __init__(self, *flags, command=COMMAND, **environment):
         self.process = subprocess.Popen(
-            [*COMMAND, "--port=0", *flags],
+            [*command, "--port=0", *flags],
             env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -5,6 +5,8 @@ import sys
 
 from keras_imm.serving.server import command
 
+_INTERRUPTED = 130  # as shells call what SIGINT has ended
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Serves a model until a signal comes.
@@ -13,7 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: Of the command line; `sys.argv` by default.
 
     Returns:
-        0, or 1 with a message on the error stream.
+        0, 1 with a message on the error stream, or 130 if Ctrl-C came before it served.
     """
     parser = argparse.ArgumentParser(prog="python -m keras_imm.serving")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -24,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ImportError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # while the model is loaded
+        return _INTERRUPTED
     return 0
 
 

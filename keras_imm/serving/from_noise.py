@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from keras import ops
 
 from keras_imm import backend, samplers
 from keras_imm.files.atomic import made_folder, remove_unfinished
+from keras_imm.files.paths import user_path
 from keras_imm.flow_map import FlowMap, Network
 from keras_imm.latents import StableDiffusionVAE, denormalize
 from keras_imm.model import FlowMapModel
@@ -106,6 +108,8 @@ class Export:
         if self.vae is not None:
             options["vae"] = self.vae
         with made_folder(path.parent):
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass  # or an error now and not after all that is computed
             if backend.name() == framework:
                 write(*arguments, **options)
             else:
@@ -307,9 +311,18 @@ def _bytes(x: Any, value_range: tuple[float, float] | None) -> Any:
     return ops.cast(ops.clip(x, 0.0, 255.0), "uint8")
 
 
-def check_ending(path: str | os.PathLike, ending: str) -> None:
-    """Raises ValueError unless a path ends so."""
-    if not os.fspath(path).endswith(ending):
+def file_path(path: str | os.PathLike, ending: str) -> pathlib.Path:
+    """The path of a file to write.
+
+    Raises:
+        ValueError: If it does not end so, or is a folder's.
+    """
+    path = user_path(path)
+    if not str(path).endswith(ending):
+        raise ValueError(f'`path` must end in "{ending}". Received: path={str(path)!r}')
+    if path.is_dir():
         raise ValueError(
-            f'`path` must end in "{ending}". Received: path={os.fspath(path)!r}'
+            "`path` must be that of a file, which is replaced. "
+            f"Received: path={str(path)!r}, which is a folder"
         )
+    return path

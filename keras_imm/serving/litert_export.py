@@ -1,26 +1,19 @@
 """Exporting the sampler to LiteRT, through TensorFlow, from any backend."""
 
-import contextlib
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
 from typing import Any
 
-import keras
-
-from keras_imm.backend import keras_private
 from keras_imm.files.atomic import atomic_file
-from keras_imm.files.paths import user_path
 from keras_imm.flow_map import FlowMap
 from keras_imm.latents import StableDiffusionVAE
 from keras_imm.model import FlowMapModel
-from keras_imm.serving import from_noise, litert_weights
+from keras_imm.serving import from_noise, litert_weights, network_dtype
 from keras_imm.serving.settings import Settings
 from keras_imm.validation import check_choice
 
 _DTYPES = ("float16", "float32")
-_HALF = ("bfloat16", "float16")
 _SHOWN = 1000  # letters of the converter's error, which goes on to list the graph
 _LARGEST = 2**31 - 2**24  # bytes that a flatbuffer can hold, with room for the graph
 
@@ -90,7 +83,7 @@ def export_litert(
     ```
     """
     check_choice("dtype", dtype, _DTYPES)
-    from_noise.check_ending(path, ".tflite")
+    path = from_noise.file_path(path, ".tflite")
     export = from_noise.export_of(
         model,
         num_steps,
@@ -101,8 +94,8 @@ def export_litert(
         guidance_scale=guidance_scale,
         guidance_interval=guidance_interval,
     )
+    network_dtype.check(export.flow, "LiteRT")
     export.check_size(_LARGEST)
-    path = user_path(path)
     export.write("litert", "tensorflow", write, path, dtype=dtype)
     return path
 
@@ -120,6 +113,7 @@ def write(
 
     from keras_imm.serving.signatures import quiet
 
+    flow = network_dtype.computing_in(flow, "float32")
     sample = from_noise.sampler_of(flow, settings, vae)
     module = tf.Module()
     module.shared_weights = from_noise.with_decoder(values, vae)
@@ -134,8 +128,7 @@ def write(
 
     # Through a SavedModel: of a function of Keras's variables the converter makes NaN.
     with tempfile.TemporaryDirectory() as folder, quiet():
-        with _in_float32(flow.backbone):
-            signature = from_noise_to_image.get_concrete_function()
+        signature = from_noise_to_image.get_concrete_function()
         tf.saved_model.save(module, folder, signatures=signature)
         try:
             content = tf.lite.TFLiteConverter.from_saved_model(folder).convert()
@@ -146,20 +139,3 @@ def write(
         content = litert_weights.narrowed(content)
     with atomic_file(path) as unfinished:
         unfinished.write_bytes(content)
-
-
-@contextlib.contextmanager
-def _in_float32(network: keras.layers.Layer) -> Iterator[None]:
-    """Has layers of half precision compute in what LiteRT's operations know."""
-    policies = {
-        layer: layer.dtype_policy
-        for layer in keras_private.all_layers(network)
-        if layer.compute_dtype in _HALF and layer.quantization_mode is None
-    }
-    try:
-        for layer in policies:
-            layer.dtype_policy = "float32"
-        yield
-    finally:
-        for layer, policy in policies.items():
-            layer.dtype_policy = policy

@@ -7,17 +7,28 @@ import keras
 from keras_imm.flow_map import FlowMap
 
 _HALF = ("mixed_float16", "mixed_bfloat16", "bfloat16", "float16")
+_OF_QUANTIZED = "_from_"  # in Keras's names of their policies: int8_from_float32
 # For float16 too: what Keras computes in float32 instead, on a CPU, is float16 alone.
 _POLICIES = {"float16": "mixed_bfloat16", "float32": "float32"}
 
 
-def check(flow: FlowMap) -> None:
-    """Raises ValueError unless `computing_in` can be asked for that flow map."""
+def check(flow: FlowMap, runtime: str) -> None:
+    """Raises ValueError unless it computes in float32 or half precision alone."""
     for name in _policies(keras.saving.serialize_keras_object(flow)):
         if name not in ("float32", *_HALF):
             raise ValueError(
                 "`model` must have layers of the policies float32, "
-                f"{', '.join(_HALF)} to become ONNX. Received: one of {name!r}"
+                f"{', '.join(_HALF)} to become {runtime}. Received: one of {name!r}"
+            )
+
+
+def check_not_quantized(flow: FlowMap, runtime: str) -> None:
+    """Raises ValueError if layers are quantized, whose operations it has not."""
+    for name in _policies(keras.saving.serialize_keras_object(flow)):
+        if _OF_QUANTIZED in name:
+            raise ValueError(
+                f"`model` must not be quantized to become {runtime}. "
+                f"Received: one with layers of the policy {name!r}"
             )
 
 
@@ -67,4 +78,7 @@ def _is_policy(config: dict) -> bool:
 
 
 def _name(config: dict) -> str:
-    return config["config"]["name"]
+    policy = config["config"]
+    if "name" in policy:
+        return policy["name"]
+    return f"{policy.get('mode')}{_OF_QUANTIZED}{policy.get('source_name')}"

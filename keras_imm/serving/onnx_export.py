@@ -95,6 +95,11 @@ def export_onnx(
     session.run(None, {"noise": noise, "label": np.array([3, 7], "int32")})
     ```
     """
+    is_file = str(user_path(path)).endswith(".onnx")
+    if is_file:
+        path = from_noise.file_path(path, ".onnx")
+    else:
+        path = replaceable_folder(path, FILES, FILES[0], "an export")
     export = export_of(
         model,
         num_steps,
@@ -108,8 +113,7 @@ def export_onnx(
         guidance_scale=guidance_scale,
         guidance_interval=guidance_interval,
     )
-    if os.fspath(path).endswith(".onnx"):
-        path = user_path(path)
+    if is_file:
         size = export.size(width=2 if dtype == "float16" else 4)
         if size > _LARGEST:
             raise ValueError(
@@ -117,13 +121,10 @@ def export_onnx(
                 f"weights of 2 GB or more. Received: path={str(path)!r}, and weights "
                 f"of {size:,} bytes"
             )
-        place = atomic_file
-    else:
-        path = replaceable_folder(path, FILES, FILES[0], "an export")
-        place = _model_in_folder
+    place = atomic_file if is_file else _model_in_folder
     with made_folder(path.parent), place(path) as unfinished:
-        write_files(export, unfinished, dtype, external=place is _model_in_folder)
-    return path if place is atomic_file else path / FILES[0]
+        write_files(export, unfinished, dtype, external=not is_file)
+    return path if is_file else path / FILES[0]
 
 
 def export_of(
@@ -132,7 +133,7 @@ def export_of(
     """What is to be written, once it is known that it can be."""
     check_choice("dtype", dtype, _DTYPES)
     export = from_noise.export_of(model, num_steps, weights, **arguments)
-    network_dtype.check(export.flow)
+    network_dtype.check(export.flow, "ONNX")
     for package in ("torch", "onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise ImportError(f'ONNX takes {package}: `pip install "keras_imm[onnx]"`')

@@ -10,7 +10,7 @@ from keras_imm.files.paths import replaceable_folder
 from keras_imm.flow_map import FlowMap
 from keras_imm.latents import StableDiffusionVAE
 from keras_imm.model import FlowMapModel
-from keras_imm.serving import from_noise, torch_export
+from keras_imm.serving import from_noise, network_dtype, torch_export
 from keras_imm.serving.settings import Settings
 from keras_imm.validation import check_choice
 
@@ -90,6 +90,7 @@ def export_openvino(
         guidance_scale=guidance_scale,
         guidance_interval=guidance_interval,
     )
+    network_dtype.check_not_quantized(export.flow, "OpenVINO")
     if importlib.util.find_spec("openvino") is None:
         raise ImportError('OpenVINO is needed: `pip install "keras_imm[openvino]"`')
     folder = replaceable_folder(folder, FILES, "model.xml", "an export")

@@ -120,7 +120,7 @@ def export_saved_model(
     served(seed=tf.constant([1, 2], tf.int64), label=tf.constant([3, 7]))["image"]
     ```
     """
-    directory = user_path(directory)
+    directory = user_path(directory, "directory")
     check_boolean("native", native)
     if native and backend.name() != "jax":
         raise ValueError(

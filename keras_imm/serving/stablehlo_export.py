@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_imm.files.atomic import atomic_file
-from keras_imm.files.paths import user_path
 from keras_imm.flow_map import FlowMap
 from keras_imm.latents import StableDiffusionVAE
 from keras_imm.model import FlowMapModel
@@ -80,7 +79,7 @@ def export_stablehlo(
     images = sample(noise, jax.numpy.array([3, 7], "int32"))
     ```
     """
-    from_noise.check_ending(path, ".jax")
+    path = from_noise.file_path(path, ".jax")
     platforms = _checked_platforms(platforms)
     export = from_noise.export_of(
         model,
@@ -95,7 +94,6 @@ def export_stablehlo(
     export.check_size(_LARGEST)
     if importlib.util.find_spec("flatbuffers") is None:  # jax.export imports it late
         raise ImportError('Needed, too: `pip install "keras_imm[stablehlo]"`')
-    path = user_path(path)
     export.write("stablehlo", "jax", write, path, platforms=platforms)
     return path
 

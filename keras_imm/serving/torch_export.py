@@ -5,7 +5,6 @@ import pathlib
 from typing import Any
 
 from keras_imm.files.atomic import atomic_file
-from keras_imm.files.paths import user_path
 from keras_imm.flow_map import FlowMap
 from keras_imm.latents import StableDiffusionVAE
 from keras_imm.model import FlowMapModel
@@ -77,7 +76,7 @@ def export_torch(
     ```
     """
     check_boolean("compiled", compiled)
-    from_noise.check_ending(path, ".pt2")
+    path = from_noise.file_path(path, ".pt2")
     export = from_noise.export_of(
         model,
         num_steps,
@@ -88,7 +87,6 @@ def export_torch(
         guidance_scale=guidance_scale,
         guidance_interval=guidance_interval,
     )
-    path = user_path(path)
     export.write("torch", "torch", write, path, compiled=compiled)
     return path
 

@@ -9,6 +9,7 @@ from typing import Any
 from keras_imm.files.atomic import (
     atomic_directory,
     made_folder,
+    remove_directory,
     remove_unfinished,
     write_text,
 )
@@ -182,7 +183,11 @@ def _write(
 
     with atomic_directory(chosen[0] if version else next_version) as unfinished:
         write_version(unfinished)
-    write_text(folder / _CONFIG, config)
+    try:
+        write_text(folder / _CONFIG, config)
+    except BaseException:
+        remove_directory(chosen[-1])
+        raise
     return chosen[-1]
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 
 import faulty_disk
 import pytest
@@ -99,6 +100,53 @@ def test_when_writing_fails(model, tmp_path, writers, name, place):
     with pytest.raises(RuntimeError, match="no room"):
         export(model, path)
     assert begun == [True]
+    assert tree(tmp_path) == before
+
+
+@each
+def test_where_it_cannot_be_put_is_known_before_anything_is_computed(
+    model, tmp_path, writers, name
+):
+    export, file, _ = EXPORTS[name]
+    writers(lambda path: pytest.fail("it has begun"))
+    (tmp_path / "file").write_text("mine")
+    below = tmp_path / "file" / file
+    with pytest.raises(OSError, match=r"file"):
+        export(model, below)
+    if file.count("."):
+        (tmp_path / file).mkdir()
+        with pytest.raises(ValueError, match=r"`path` must be .*which is a folder"):
+            export(model, tmp_path / file)
+    for path in (None, b"model.onnx"):
+        if name != "triton":
+            with pytest.raises(TypeError, match="must be a path, a string"):
+                export(model, path)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@each
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="no folder is known to be full")
+def test_a_folder_that_takes_no_files(model, writers, name):
+    export, file, _ = EXPORTS[name]
+    writers(lambda path: pytest.fail("it has begun"))
+    with pytest.raises(OSError):
+        export(model, pathlib.Path("/proc") / file)
+
+
+def test_when_a_model_repositorys_configuration_cannot_be_written(
+    model, tmp_path, writers, monkeypatch
+):
+    writers(lambda path: path.write_text("whole"))
+    export_triton(model, tmp_path, "digits")
+    before = tree(tmp_path)
+
+    def synchronise(path):
+        if str(path).endswith(".pbtxt"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("keras_imm.files.atomic.synchronise", synchronise)
+    with pytest.raises(OSError, match=r"No space left.*config\.pbtxt"):
+        export_triton(model, tmp_path, "digits", max_batch_size=3)
     assert tree(tmp_path) == before
 
 

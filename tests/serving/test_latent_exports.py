@@ -1,6 +1,8 @@
 """Models of latents, exported with their autoencoder, in each runtime."""
 
+import functools
 import importlib.util
+import shutil
 
 import keras
 import numpy as np
@@ -31,6 +33,7 @@ EXPORTS = {
     "onnx": (export_onnx, "model.onnx"),
     "openvino": (export_openvino, "model"),
     "litert": (export_litert, "model.tflite"),
+    "aot": (functools.partial(export_torch, compiled=True), "model.pt2"),
 }
 # What a backend writes itself, and one thing that a child process writes for it.
 WRITTEN = {
@@ -60,6 +63,8 @@ def rows(count):
 @pytest.mark.slow("exports, and processes that run them")
 @pytest.mark.parametrize("framework", WRITTEN[keras.backend.backend()])
 def test_images_are_those_that_are_decoded(model, vae, tmp_path, framework):
+    if framework == "aot" and shutil.which("g++") is None:
+        pytest.skip("there is no C++ compiler")
     export, name = EXPORTS[framework]
     path = export(model, tmp_path / name, 2, latents=vae)
     found, _ = answers(framework, path, {count: rows(count) for count in COUNTS})

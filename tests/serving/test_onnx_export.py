@@ -267,6 +267,14 @@ def test_policies_that_no_graph_computes_in(tmp_path):
         export_onnx(model, tmp_path / "m.onnx", 1)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_quantized_models(tmp_path, dtype):
+    model = keras_imm.IMM(small_dit(num_classes=0))
+    model.quantize("int8")
+    with pytest.raises(ValueError, match=r"policies.*one of 'int8_from_float32'"):
+        export_onnx(model, tmp_path / "m.onnx", 1, dtype=dtype)
+
+
 def test_what_is_missing_is_named(model, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"keras_imm\[onnx\]"):

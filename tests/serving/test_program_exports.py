@@ -9,6 +9,7 @@ import program_answers
 import pytest
 from keras import ops
 from served_models import GUIDANCE, on_tensorflow, rows, trained_model
+from small_dit import small_dit
 
 import keras_imm
 from keras_imm.samplers import SamplingPlan
@@ -188,6 +189,57 @@ def test_weights_that_no_file_holds(model, tmp_path, framework, monkeypatch):
     with pytest.raises(ValueError, match="weights of less than 2 GB"):
         export(model, tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("framework", "dtype", "message"),
+    [
+        ("openvino", "int8", "must not be quantized to become OpenVINO.*int8_from_flo"),
+        ("litert", "int8", "policies.* to become LiteRT.*one of 'int8_from_float32'"),
+        ("litert", "float64", "policies.* to become LiteRT.*one of 'float64'"),
+    ],
+)
+def test_policies_that_a_runtime_does_not_know(tmp_path, framework, dtype, message):
+    model = keras_imm.IMM(
+        small_dit(num_classes=0, dtype=None if dtype == "int8" else dtype)
+    )
+    if dtype == "int8":
+        model.quantize("int8")
+    export, name = EXPORTS[framework]
+    with pytest.raises(ValueError, match=message):
+        export(model, tmp_path / name, 1)
+    assert not list(tmp_path.iterdir())
+
+
+@on_tensorflow
+@pytest.mark.parametrize("policy", ["bfloat16", "mixed_float16"])
+def test_litert_computes_in_float32(tmp_path, policy):
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+    half, whole = (keras_imm.IMM(small_dit(dtype=name)) for name in (policy, "float32"))
+    rng = np.random.default_rng(0)
+    for one, other in zip(half.flow.variables, whole.flow.variables, strict=True):
+        one.assign(one + 0.3 * rng.standard_normal(one.shape))
+        other.assign(ops.cast(one, "float32"))
+    path = export_litert(half, tmp_path / "model.tflite", 1)
+    noise, label = rows(3)
+    runner = interpreter.Interpreter(str(path)).get_signature_runner()
+    found = runner(noise=noise, label=label)["image"]
+    one = whole.generate(label, noise=noise, num_steps=1, verbose=0)
+    np.testing.assert_allclose(found, one, atol=1e-3)
+    assert np.std(one) > 0.1
+
+
+@pytest.mark.slow("exports, and processes that run them")
+@pytest.mark.one_backend("what is written is the same on all backends")
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_quantized_models(tmp_path, framework):
+    model = trained_model()
+    model.quantize("int8")
+    export, name = EXPORTS[framework]
+    found, _ = answers(framework, export(model, tmp_path / name, 1))
+    for count in COUNTS:
+        one = expected(model, count, num_steps=1)
+        np.testing.assert_allclose(found[count], one, atol=1e-4)
 
 
 def rounded(model, which):

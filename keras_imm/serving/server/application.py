@@ -49,6 +49,8 @@ def application(service: Service, class_names: list[str]) -> web.Application:
                 return await request.read()
         except TimeoutError:
             raise web.HTTPRequestTimeout from None
+        except web.RequestPayloadError as error:
+            raise RequestError(f"The body cannot be read: {error}") from None
 
     served = web.Application(
         client_max_size=service.limits.max_body_bytes, middlewares=[_answers(service)]

@@ -37,6 +37,10 @@ class Batches:
             nothing else is computed.
         max_queue: The most rows under way; with more, requests are refused.
         on_pass: Called with the number of rows of every pass.
+
+    Attributes:
+        rows: How many are under way.
+        is_computing: Whether the thread is within a pass.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Batches:
         self._arrived = asyncio.Event()
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self.rows = 0
+        self.is_computing = False
 
     async def __call__(self, name: str, inputs: Arrays) -> Arrays:
         """The outputs of one request, whose inputs have as many rows each.
@@ -103,7 +108,7 @@ class Batches:
             if not batch:
                 continue
             results = await loop.run_in_executor(
-                self._thread, self._results, key[0], [one.inputs for one in batch]
+                self._thread, self._computed, key[0], [one.inputs for one in batch]
             )
             for one, result in zip(batch, results, strict=True):
                 if one.answer.done():  # its client has gone
@@ -139,6 +144,13 @@ class Batches:
                 break
         return batch
 
+    def _computed(self, name: str, batch: Sequence[Arrays]) -> list[Arrays | Exception]:
+        self.is_computing = True
+        try:
+            return self._results(name, batch)
+        finally:
+            self.is_computing = False
+
     def _results(self, name: str, batch: Sequence[Arrays]) -> list[Arrays | Exception]:
         """Outputs, or what was raised, for each of several inputs."""
         try:
@@ -162,8 +174,8 @@ class Batches:
         ]
 
     def close(self) -> None:
-        """Ends the thread, once it has computed what it was given."""
-        self._thread.shutdown()
+        """Has the thread take nothing new and end after its pass."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _rows(inputs: Arrays) -> int:

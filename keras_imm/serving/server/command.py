@@ -4,7 +4,9 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import os
 import re
+import sys
 from typing import Any
 
 from keras_imm.serving.server import loading
@@ -72,16 +74,12 @@ def run(options: argparse.Namespace) -> None:
         from keras_imm.serving.server.service import Service
 
         if options.grpc_port is not None:
-            from keras_imm.serving.server import grpc_service  # noqa: F401, known now
+            from keras_imm.serving.server import grpc_service  # noqa: F401
     except ImportError as error:
         raise missing(error) from error
-    try:
-        bound = running.bound_socket(options.host, options.port)
-    except OSError as error:
-        raise OSError(
-            f"Cannot listen on {options.host}, port {options.port}: {error.strerror}. "
-            "--port=0 takes any free port."
-        ) from error
+    bound = running.bound_socket(options.host, options.port)
+    if options.grpc_port is not None:  # known now, and not when the model is loaded
+        running.bound_socket(options.host, options.grpc_port).close()
     print(f"Loading {options.model} ...", flush=True)
     servable = loading.load(
         options.model,
@@ -93,12 +91,13 @@ def run(options: argparse.Namespace) -> None:
     servable.warm_up()
     name = options.name or loading.name_of(options.model)
     names = options.class_names or servable.class_names or _numbered(servable)
+    service = Service(name, servable, limits)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(
-            running.serve(
-                Service(name, servable, limits), [*names], bound, options.grpc_port
-            )
-        )
+        asyncio.run(running.serve(service, [*names], bound, options.grpc_port))
+    if service.is_computing:  # Python would wait for the pass
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _numbered(servable: Any) -> list[str]:

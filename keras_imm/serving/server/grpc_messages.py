@@ -152,11 +152,19 @@ def type_number(dtype: np.dtype) -> int:
     return _TYPES[dtype.name][0]
 
 
-def array_of(name: str, proto: object) -> np.ndarray:
+def array_of(name: str, proto: object, max_bytes: int = 2**31) -> np.ndarray:
     """The array of a `TensorProto`.
 
+    As in TensorFlow the last of fewer values than the shape has stands for the rest.
+
+    Args:
+        name: What messages call it.
+        proto: The message.
+        max_bytes: The most bytes that so few values become.
+
     Raises:
-        RequestError: If its type is not known, or it has too few or many values.
+        RequestError: If its type is not known, it has no or too many values, or would
+            be larger than `max_bytes`.
     """
     if proto.dtype not in _NAMES:
         raise RequestError(
@@ -176,10 +184,14 @@ def array_of(name: str, proto: object) -> np.ndarray:
         flat = np.frombuffer(proto.tensor_content, dtype.newbyteorder("<"))
         return flat.astype(dtype).reshape(shape)
     values = getattr(proto, field)
-    if len(values) != size:
+    given = len(values)
+    is_filled = 0 < given < size and size * dtype.itemsize <= max_bytes
+    if given != size and not is_filled:
         raise refused
     flat = np.empty(size, dtype)
-    flat[:] = values
+    flat[:given] = values
+    if is_filled:
+        flat[given:] = values[-1]
     return flat.reshape(shape)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from keras_imm.serving.server import grpc_messages as messages
 from keras_imm.serving.server.errors import RequestError
@@ -32,7 +33,7 @@ def server(service: Service, address: str) -> tuple[Any, int]:
     async def predict(request: Any) -> Any:
         _check_served(service, request.model_spec)
         inputs = {
-            name: messages.array_of(name, proto)
+            name: messages.array_of(name, proto, service.limits.max_body_bytes)
             for name, proto in request.inputs.items()
         }
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
@@ -89,10 +90,11 @@ def _handler(
 ) -> grpc.RpcMethodHandler:
     """A method of the service, whose refusals become gRPC's status, and are counted."""
 
-    async def call(request: Any, context: Any) -> Any:
+    async def call(request: bytes, context: Any) -> Any:
         start, status = time.perf_counter(), "CANCELLED"
         try:
-            response, status = await answer(request), "OK"
+            service.check_running()
+            response, status = await answer(_parsed(request_type, request)), "OK"
             return response
         except RequestError as error:
             status = error.code
@@ -107,8 +109,15 @@ def _handler(
             service.metrics.count_request(f"grpc {route}", status, seconds)
 
     return grpc.unary_unary_rpc_method_handler(
-        call, request_type.FromString, lambda response: response.SerializeToString()
+        call, None, lambda response: response.SerializeToString()
     )
+
+
+def _parsed(request_type: type, content: bytes) -> Any:
+    try:
+        return request_type.FromString(content)
+    except DecodeError as error:
+        raise RequestError(str(error)) from None
 
 
 def _check_served(service: Service, spec: Any) -> None:

@@ -118,9 +118,6 @@ class KerasServable(Servable):
                 f"`label` must be in [0, {last}], where {last} is no class. "
                 f"Received: {wrong}"
             )
-        scales = inputs.get("guidance_scale")
-        if scales is not None and not np.all(np.isfinite(scales)):
-            raise RequestError("`guidance_scale` must be finite.")
         return rows
 
     def run(self, name: str, inputs: Arrays) -> Arrays:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from keras_imm.files import presets
+from keras_imm.files.paths import user_path
 from keras_imm.model import FlowMapModel
 from keras_imm.serving.checks import checked_model
 from keras_imm.serving.server.keras_servable import KerasServable
@@ -65,6 +67,17 @@ def load(
         return SavedModelServable(folder)
     if os.fspath(model).endswith(".keras"):
         loaded = checked_model(model)
+    elif not _may_be_preset(os.fspath(model)):
+        raise ValueError(
+            "`model` must be a .keras file, a SavedModel or the folder of its "
+            f"versions, or a preset: one of {', '.join(presets.names())}, the folder "
+            f"of one, or hf://user/name. Received: model={str(model)!r}"
+        )
     else:
         loaded = FlowMapModel.from_preset(model)
     return KerasServable(loaded, **options, max_batch_size=max_batch_size)
+
+
+def _may_be_preset(model: str) -> bool:
+    is_folder = (user_path(model, "model") / presets.CONFIG).is_file()
+    return is_folder or model in presets.names() or model.startswith("hf://")

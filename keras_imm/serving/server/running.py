@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ from aiohttp import web
 from keras_imm.serving.server.application import application
 from keras_imm.serving.server.service import Service
 
+_BACKLOG = 1024  # connections that nobody has accepted yet
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -18,20 +20,48 @@ def bound_socket(host: str, port: int) -> socket.socket:
     """A socket that nobody else can take from here on; port 0 for any free one.
 
     Raises:
-        OSError: If it cannot be had.
+        OSError: If it cannot be had. It names the host and the port.
     """
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM
-    )[0]
-    bound = socket.socket(family, kind, protocol)
     try:
-        if os.name == "posix":
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError:
-        bound.close()
-        raise
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        try:
+            _bind(bound, address)
+        except OSError:
+            bound.close()
+            raise
+    except OSError as error:
+        raise OSError(
+            f"Cannot listen on {host}, port {port}: {error.strerror}. "
+            "Port 0 takes any free port."
+        ) from error
     return bound
+
+
+def listen(bound: socket.socket) -> None:
+    """Has a socket listen; what is left of its connections does not keep its port."""
+    _reuse(bound, True)
+    bound.listen(_BACKLOG)
+
+
+def _bind(bound: socket.socket, address: tuple) -> None:
+    """Binds a socket, also where connections of a server that has ended wait."""
+    try:
+        bound.bind(address)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE or os.name != "posix":
+            raise
+        # Of two that reuse an address both would have it until the first listens.
+        _reuse(bound, True)
+        bound.bind(address)
+        _reuse(bound, False)
+
+
+def _reuse(bound: socket.socket, value: bool) -> None:
+    if os.name == "posix":  # elsewhere it takes the port from whoever has it
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, value)
 
 
 async def serve(
@@ -74,7 +104,8 @@ async def serve(
 
             rpc, grpc_port = grpc_service.server(service, f"{host}:{grpc_port}")
             await rpc.start()
-        await web.SockSite(runner, bound, backlog=1024).start()
+        listen(bound)
+        await web.SockSite(runner, bound, backlog=_BACKLOG).start()
         with contextlib.suppress(NotImplementedError):  # Windows
             for number in _SIGNALS:
                 loop.add_signal_handler(number, stop.set)

@@ -33,7 +33,7 @@ class SavedModelServable(Servable):
 
     Raises:
         ImportError: If TensorFlow is not installed.
-        ValueError: If it has no signature for predictions.
+        ValueError: If it is incomplete, or has no signature for predictions.
     """
 
     platform = "tensorflow_savedmodel"
@@ -50,12 +50,18 @@ class SavedModelServable(Servable):
         }
         level = tf.get_logger().level
         tf.get_logger().setLevel("ERROR")  # "use tf.saved_model.load": not here
-        with tf.Graph().as_default():
-            self._session = tf.compat.v1.Session()
-            meta_graph = tf.compat.v1.saved_model.load(
-                self._session, ["serve"], str(path)
-            )
-        tf.get_logger().setLevel(level)
+        try:
+            with tf.Graph().as_default():
+                self._session = tf.compat.v1.Session()
+                meta_graph = tf.compat.v1.saved_model.load(
+                    self._session, ["serve"], str(path)
+                )
+        except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
+            raise ValueError(
+                f"Cannot load the SavedModel in {path}: {error}"
+            ) from error
+        finally:
+            tf.get_logger().setLevel(level)
         self._definitions = {
             name: one
             for name, one in meta_graph.signature_def.items()

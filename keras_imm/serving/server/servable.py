@@ -99,6 +99,9 @@ class Servable(abc.ABC):
                     f"`{key}` must be {tensor.dtype} of shape {_text(tensor.shape)}. "
                     f"Received: {array.dtype} of shape {_text(array.shape)}"
                 )
+        for key, array in inputs.items():
+            if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
+                raise RequestError(f"`{key}` must be of finite values.")
         counts = {key: len(array) for key, array in inputs.items()}
         if len(set(counts.values())) != 1:
             received = ", ".join(f"{key} {count}" for key, count in counts.items())

@@ -71,6 +71,11 @@ class Service:
                 which = f"Specific({name}, {version})"
             raise RequestError(f"Servable not found for request: {which}", "NOT_FOUND")
 
+    @property
+    def is_computing(self) -> bool:
+        """Whether a pass is computed, which nothing can interrupt."""
+        return self._batches.is_computing
+
     def close(self) -> None:
-        """Ends the thread that computes."""
+        """Ends the thread that computes, after its pass, which is not waited for."""
         self._batches.close()

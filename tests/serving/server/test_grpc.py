@@ -97,6 +97,7 @@ def test_metadata(stub):
         ({"n": np.array([4, 5], "int32")}, "INVALID_ARGUMENT", "`n` must be int64"),
         ({"n": np.array([4, 5], "int16")}, "INVALID_ARGUMENT", "`n` must be of a type"),
         ({"n": np.array([-1, 1])}, "INVALID_ARGUMENT", "`n` must not be -1"),
+        ({"x": X * np.float32("nan")}, "INVALID_ARGUMENT", "`x` must be of finite"),
         ({"n": np.array([-2, 1])}, "INTERNAL", "The server failed"),
     ],
 )
@@ -122,6 +123,47 @@ def test_sizes_that_are_not_those_of_the_values(stub):
         change(request.inputs["n"])
         with pytest.raises(grpc.RpcError, match="as many values as its shape"):
             stub.Predict(request)
+
+
+def test_one_value_for_all_as_tensorflow_writes_it(stub):
+    request = request_of("one", n=N)
+    proto = request.inputs["n"]
+    for values, expected in (([7], [8, 8, 8, 8]), ([1, 2], [2, 3, 3, 3])):
+        proto.Clear()
+        proto.dtype = 9  # DT_INT64
+        proto.tensor_shape.dim.add(size=4)
+        proto.int64_val.extend(values)
+        answer = stub.Predict(request).outputs["m"]
+        assert np.frombuffer(answer.tensor_content, "<i8").tolist() == expected
+
+
+def test_one_value_for_more_than_a_body_may_have(stub):
+    import grpc
+
+    request = request_of("one", n=N)
+    proto = request.inputs["n"]
+    proto.Clear()
+    proto.dtype = 9
+    proto.tensor_shape.dim.add(size=2**30)
+    proto.int64_val.append(7)
+    with pytest.raises(grpc.RpcError, match="as many values as its shape"):
+        stub.Predict(request)
+
+
+def test_what_is_no_message(server):
+    import grpc
+
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+        with pytest.raises(grpc.RpcError) as refused:
+            predict(b"\xff\xff")
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_nothing_new_once_the_server_stops(server, stub, monkeypatch):
+    monkeypatch.setattr(server.service, "is_stopping", True)
+    with pytest.raises(Exception, match="UNAVAILABLE"):
+        stub.Predict(request_of("one", n=N))
 
 
 def test_answers_are_counted(server, stub):

@@ -154,7 +154,7 @@ def test_what_it_refuses(tiny_model):
             servable.check("serving_default", inputs)
     scales = np.array([np.nan], "float32")
     inputs = {"seed": SEEDS[:1], "label": LABELS[:1], "guidance_scale": scales}
-    with pytest.raises(RequestError, match="`guidance_scale` must be finite"):
+    with pytest.raises(RequestError, match="`guidance_scale` must be of finite"):
         servable.check("generate_1_steps", inputs)
     for options, message in (
         ({"num_steps": [0]}, "num_steps"),

@@ -2,7 +2,10 @@
 
 import argparse
 import dataclasses
+import http.client
 import json
+import os
+import pathlib
 import re
 import signal
 import socket
@@ -18,7 +21,7 @@ from server_process import ServerProcess, assert_same_images
 import keras_imm
 from keras_imm.serving import server as package
 from keras_imm.serving.__main__ import main
-from keras_imm.serving.server import command, loading
+from keras_imm.serving.server import command, loading, running
 from keras_imm.serving.server.limits import Limits
 
 pytestmark = pytest.mark.one_backend("a process of a server, and its flags")
@@ -81,23 +84,89 @@ def test_it_serves_and_ends(tiny_model, tmp_path):
         assert other.connect_ex((server.host, server.port)) != 0
 
 
+@pytest.mark.parametrize(("patience", "signals"), [(0.5, 1), (3600, 2)])
+def test_it_ends_within_a_pass(patience, signals):
+    """When its patience ends, or a second signal comes."""
+    script = pathlib.Path(__file__).with_name("endless_server.py")
+    server = ServerProcess(
+        f"--timeout_s={patience}",
+        command=[sys.executable, script],
+        PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    )
+    predict = server.url + "/v1/models/endless:predict"
+    body = {"signature_name": "one", "inputs": [1]}
+
+    def fail():
+        with pytest.raises((OSError, http.client.HTTPException)):
+            ask(predict, body)
+
+    client = threading.Thread(target=fail)
+    client.start()
+    while "keras_imm_batch_rows_count 1.0" not in ask(server.url + "/metrics").decode():
+        assert server.process.poll() is None
+    for _ in range(signals - 1):
+        server.process.send_signal(signal.SIGTERM)
+        while True:  # until it takes nothing new
+            with socket.socket() as other:
+                if other.connect_ex((server.host, server.port)):
+                    break
+    code, output, errors = server.stop(signal.SIGTERM)
+    client.join()
+    assert code == 0, errors
+    assert "Traceback" not in errors
+    assert output.endswith("Stopped.\n") or signals == 2
+
+
 def test_it_says_what_is_missing(capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("")
     for model, message in (
         (tmp_path / "nowhere.keras", "There is no model file at"),
-        ("imm_nothing", "imm_nothing"),
+        ("imm_digitz", "or a preset: one of imm_digits, "),
+        (tmp_path / "nowhere", "must be a .keras file, a SavedModel"),
+        (tmp_path, "or the folder of its versions"),
+        (tmp_path / "notes.txt", "`model` must be a .keras file, a SavedModel"),
     ):
         assert main(["run", str(model), "--port=0"]) == 1
         assert message in capsys.readouterr().err
 
 
-def test_it_says_that_a_port_is_in_use(capsys):
+@pytest.mark.parametrize("flag", ["--port", "--grpc_port"])
+def test_it_says_that_a_port_is_in_use_before_it_loads(flag, capsys, monkeypatch):
+    monkeypatch.setattr(loading, "load", None)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        assert main(["run", "imm_digits", f"--port={port}"]) == 1
+        assert main(["run", "imm_digits", "--port=0", f"{flag}={port}"]) == 1
     error = capsys.readouterr().err
     assert f"port {port}" in error and "in use" in error
+
+
+def test_a_port_is_whose_came_first():
+    """Before it listens, after that, and not when connections of it are left."""
+    with running.bound_socket("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(OSError, match=f"port {port}: .*in use"):
+            running.bound_socket("127.0.0.1", port)
+        running.listen(first)
+        with pytest.raises(OSError, match="in use"):
+            running.bound_socket("127.0.0.1", port)
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            served, _ = first.accept()
+            served.close()  # who closes first keeps the port for a minute
+            assert client.recv(1) == b""
+    with running.bound_socket("127.0.0.1", port) as second:
+        with pytest.raises(OSError, match="in use"):
+            running.bound_socket("127.0.0.1", port)
+        running.listen(second)
+
+
+def test_interrupted_while_it_loads(monkeypatch):
+    def load(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loading, "load", load)
+    assert main(["run", "imm_digits", "--port=0"]) == 130
 
 
 @pytest.mark.parametrize(

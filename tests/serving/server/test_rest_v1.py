@@ -1,6 +1,7 @@
 """TF Serving's REST, as its documentation says: paths, forms and refusals."""
 
 import base64
+import gzip
 import json
 
 import numpy as np
@@ -158,6 +159,22 @@ def test_metadata(server):
         "dim": [{"size": "-1", "name": ""}, {"size": "2", "name": ""}],
         "unknown_rank": False,
     }
+
+
+def test_bodies_that_are_not_compressed_as_they_say(server):
+    status, answer = server.ask(PREDICT, b"{}" * 99, Content_Encoding="gzip")
+    assert status == 400
+    assert answer["error"].startswith("The body cannot be read")
+    assert server.fetch(PREDICT, b"{}" * 99, Content_Encoding="deflate")[0] == 400
+
+
+def test_compressed_bodies_are_as_large_as_what_they_hold(server):
+    body = gzip.compress(b" " * 2**22 + json.dumps(one([3])).encode())
+    assert len(body) < 2**20
+    assert server.ask(PREDICT, body, Content_Encoding="gzip")[0] == 413
+    body = gzip.compress(b" " * 2**19 + json.dumps(one([3])).encode())
+    answer = server.ask(PREDICT, body, Content_Encoding="gzip")
+    assert answer == (200, {"outputs": [4]})
 
 
 def test_bodies_up_to_the_limit(server):

@@ -171,3 +171,18 @@ def test_bytes_that_it_refuses(server, size, data, length, message):
     )
     assert status == 400
     assert answer["error"].startswith(message)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_in_bytes_are_finite_as_those_in_json(server, value):
+    x, n = np.array([[1, value]], "<f4").tobytes(), np.array([1], "<i8").tobytes()
+    inputs = [
+        {"name": name, "datatype": datatype, "shape": shape, "parameters": size}
+        for name, datatype, shape in (("x", "FP32", [1, 2]), ("n", "INT64", [1]))
+        for size in ({"binary_data_size": 8},)
+    ]
+    head = json.dumps({"inputs": inputs}).encode()
+    status, answer = server.ask(
+        INFER, head + x + n, Inference_Header_Content_Length=str(len(head))
+    )
+    assert (status, answer["error"]) == (400, "`x` must be of finite values.")

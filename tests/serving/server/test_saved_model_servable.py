@@ -1,6 +1,7 @@
 """SavedModels behind a server, against the model that they were written from."""
 
 import io
+import shutil
 
 import keras
 import numpy as np
@@ -99,6 +100,16 @@ def test_rows_at_fault_do_no_harm_over_http(servable):
     one = {name: array[:1] for name, array in INPUTS.items()}
     expected = servable.run("serving_default", one)["image"]
     assert_same_images(answer["predictions"], expected)
+
+
+@pytest.mark.parametrize("missing", ["variables", "variables/variables.data*"])
+def test_half_of_a_model(exported, tmp_path, missing):
+    folder = tmp_path / "3"
+    shutil.copytree(exported / "10", folder)
+    (path,) = folder.glob(missing)
+    path.unlink() if path.is_file() else shutil.rmtree(path)
+    with pytest.raises(ValueError, match=r"Cannot load the SavedModel in .*3: "):
+        loading.load(tmp_path)
 
 
 def test_options_of_other_models(exported):
