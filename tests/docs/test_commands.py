@@ -162,7 +162,7 @@ RUN = {
     "docs/guide.md": "tests/test_readme.py",
     "docs/models.md": "tests/test_readme.py",
     "docs/extending.md": "tests/docs/test_extending.py",
-    "docs/serving.md": "tests/serving/server/test_page_of_exports.py",
+    "docs/serving.md": "tests/docs/test_serving.py",
     "docs/objectives.md": "",
     "docs/precision.md": "",
 }
