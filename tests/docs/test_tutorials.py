@@ -16,6 +16,7 @@ BACKENDS = ("torch", "jax", "tensorflow")
 # What the cell tagged "parameters" holds when a notebook is run here.
 SHORT = {
     "five_minutes": {"training_steps": 28, "num_samples": 80},
+    "measuring": {"num_samples": 640},
 }
 
 
