@@ -15,8 +15,10 @@ NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 BACKENDS = ("torch", "jax", "tensorflow")
 # What the cell tagged "parameters" holds when a notebook is run here.
 SHORT = {
+    "extending": {"training_steps": 4, "num_samples": 500, "backends": []},
     "five_minutes": {"training_steps": 28, "num_samples": 80},
     "measuring": {"num_samples": 640},
+    "own_images": {"images_per_class": 50, "num_epochs": 3, "steps_per_epoch": 2},
 }
 
 
