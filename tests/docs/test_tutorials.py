@@ -17,7 +17,10 @@ BACKENDS = ("torch", "jax", "tensorflow")
 SHORT = {
     "accelerators": {"epochs": 3, "batch_sizes": (16, 32)},
     "checkpoints": {"num_samples": 40, "steps_of_fine_tuning": 14},
+    "extending": {"training_steps": 4, "num_samples": 500, "backends": []},
     "five_minutes": {"training_steps": 28, "num_samples": 80},
+    "measuring": {"num_samples": 640},
+    "own_images": {"images_per_class": 50, "num_epochs": 3, "steps_per_epoch": 2},
 }
 
 
