@@ -16,6 +16,13 @@ BACKENDS = ("torch", "jax", "tensorflow")
 # What the cell tagged "parameters" holds when a notebook is run here.
 SHORT = {
     "five_minutes": {"training_steps": 28, "num_samples": 80},
+    "method": {"training_steps": 50, "num_samples": 500},
+    "objectives": {
+        "budget": 60,
+        "names": ["moment_matching", "flow_matching"],
+        "num_samples": 80,
+        "step_counts": (1, 2),
+    },
 }
 
 
