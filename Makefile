@@ -62,7 +62,7 @@ docs: $(VENV)/stamps/docs
 
 # As long as their numbers and pictures take; the tests run them cut short.
 tutorials: $(VENV)/stamps/test
-	TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python -m nbconvert --to notebook --execute --inplace \
+	TF_CPP_MIN_LOG_LEVEL=3 TF_ENABLE_ONEDNN_OPTS=0 $(VENV)/bin/python -m nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=-1 \
 		$(NOTEBOOKS)
 
