@@ -20,6 +20,13 @@ SHORT = {
     "extending": {"training_steps": 4, "num_samples": 500, "backends": []},
     "five_minutes": {"training_steps": 28, "num_samples": 80},
     "measuring": {"num_samples": 640},
+    "method": {"training_steps": 50, "num_samples": 500},
+    "objectives": {
+        "budget": 60,
+        "names": ["moment_matching", "flow_matching"],
+        "num_samples": 80,
+        "step_counts": (1, 2),
+    },
     "own_images": {"images_per_class": 50, "num_epochs": 3, "steps_per_epoch": 2},
 }
 
