@@ -33,10 +33,12 @@ def kernel_distance(
         reference: Features of data, shape (num_images, num_features).
         num_subsets: How many subsets, at least 1.
         subset_size: Rows of each, at least 2 and at most those that there are.
-        seed: Integer in [0, 2^32) of the subsets.
+        seed: Integer in [0, 2^32) of the subsets. Results of one seed share the subsets
+            of the data, whose error is then not in their scatter: give repeated
+            measurements seeds of their own.
 
     Returns:
-        `(mean, std)` over the subsets.
+        `(mean, std)` over the subsets. They overlap: std is not the error of the mean.
 
     Raises:
         ValueError: If an argument is out of its range, or the features are not finite
