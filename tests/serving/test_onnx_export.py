@@ -267,6 +267,7 @@ def test_policies_that_no_graph_computes_in(tmp_path):
         export_onnx(model, tmp_path / "m.onnx", 1)
 
 
+@pytest.mark.one_backend("reads policies")
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_quantized_models(tmp_path, dtype):
     model = keras_imm.IMM(small_dit(num_classes=0))

@@ -191,6 +191,7 @@ def test_weights_that_no_file_holds(model, tmp_path, framework, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.one_backend("reads policies")
 @pytest.mark.parametrize(
     ("framework", "dtype", "message"),
     [
