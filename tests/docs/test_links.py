@@ -35,3 +35,17 @@ def test_links_lead_to_files(page):
 def test_every_page_is_linked_from_the_first():
     linked = LINK.findall((DOCS.parent / "README.md").read_text())
     assert {f"docs/{path.name}" for path in DOCS.glob("*.md")} <= set(linked)
+
+
+def test_every_picture_and_every_benchmark_has_its_command_on_the_page_of_figures():
+    page = (DOCS / "figures.md").read_text()
+    pictures = {path.name for path in (DOCS.parent / "examples/pictures").iterdir()}
+    assert pictures and not [name for name in pictures if f"/{name})" not in page]
+    results = (DOCS.parent / "benchmarks" / "RESULTS.md").read_text()
+    programs = {
+        f"benchmarks/{path.name}"
+        for path in (DOCS.parent / "benchmarks").glob("*.py")
+        if "app.run(" in path.read_text() or '"__main__"' in path.read_text()
+    }
+    told = {name for name in programs if name in results}
+    assert len(told) > 20 and not sorted(name for name in told if name not in page)
