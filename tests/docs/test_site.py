@@ -249,3 +249,10 @@ def test_call_arguments_are_a_list():
     assert docstrings.with_call_arguments(inspect.getdoc(keras.Model)) == (
         inspect.getdoc(keras.Model)
     )
+
+
+def test_what_notebooks_leave_behind_is_no_page():
+    """`make tutorials` runs them where they are, and they write to runs/."""
+    text = (ROOT / "mkdocs.yml").read_text()
+    (excluded,) = re.findall(r"^exclude_docs: \|\n((?:  .*\n)+)", text, re.MULTILINE)
+    assert "/tutorials/runs/" in excluded.split()
