@@ -49,6 +49,8 @@ def skipped_without_its_framework():
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item):
+    # Shuffles and unseeded models are the same whichever tests ran before.
+    keras.utils.set_random_seed(0)
     with skipped_without_its_framework():
         return (yield)
 
