@@ -1,10 +1,12 @@
 """Settings and small models that the tests share."""
 
 import contextlib
+import gc
 import importlib.util
 import os
 import pathlib
 import sys
+import zlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -29,6 +31,7 @@ import keras_imm
 from keras_imm import backend as keras_imm_backend
 
 FRAMEWORKS = ("jax", "tensorflow", "torch")
+OF_THEIR_OWN_CHOICE = ("every_backend", "skipif")
 
 
 def is_installed(framework):
@@ -61,19 +64,45 @@ def pytest_runtest_call(item):
         return (yield)
 
 
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown():
+    # TensorFlow's iterators stop the slower the older they are, and what raised holds
+    # them. What stays is not looked at again, so that looking takes no time.
+    result = yield
+    gc.collect()
+    gc.freeze()
+    return result
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--on-every-backend",
+        action="store_true",
+        help="run what is left to another backend, too",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
     if not is_installed("tensorflow"):
         reason = "exports are written by TensorFlow, which is not installed here"
         for item in items:
             if "serving" in item.path.parts:
                 item.add_marker(pytest.mark.skip(reason=reason))
-    if keras.backend.backend() == "torch":
-        return
     for item in items:
-        mark = item.get_closest_marker("one_backend")
-        if mark:
-            reason = f"{mark.args[0]}: tested under torch"
+        mark, chosen = item.get_closest_marker("one_backend"), "torch"
+        if mark is None and not config.getoption("--on-every-backend"):
+            mark, chosen = backend_of_its_name(item)
+        if mark and keras.backend.backend() != chosen:
+            reason = f"{mark.args[0]}: tested under {chosen}"
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def backend_of_its_name(item):
+    """The mark `any_backend` of a test, or None, and the backend that has the test."""
+    mark = item.get_closest_marker("any_backend")
+    if any(map(item.get_closest_marker, OF_THEIR_OWN_CHOICE)):
+        mark = None
+    return mark, FRAMEWORKS[zlib.crc32(item.nodeid.encode()) % len(FRAMEWORKS)]
 
 
 @pytest.fixture(scope="session")

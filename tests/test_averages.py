@@ -11,6 +11,8 @@ from keras_imm import averages
 from keras_imm.callbacks import PowerAverages, TrainingCheckpoint
 from keras_imm.callbacks.steps import optimizer_step
 
+pytestmark = pytest.mark.any_backend("files of averages, which are NumPy")
+
 STEPS = 24
 
 
@@ -110,6 +112,7 @@ def fit(model, callbacks, epochs=3):
     model.fit(*data(), 8, epochs, verbose=0, callbacks=callbacks, shuffle=False)
 
 
+@pytest.mark.every_backend
 def test_the_callback_averages_every_step(tmp_path):
     weights = Weights()
     callback = PowerAverages(tmp_path, (0.1, 0.2), every_n_steps=1)

@@ -8,6 +8,8 @@ from keras import ops
 import keras_imm
 from keras_imm.augmentation import EDMAugmentation
 
+pytestmark = pytest.mark.any_backend("fields of a batch")
+
 SHAPE = (4, 4, 3)
 
 

@@ -345,6 +345,7 @@ def channels_first():
     keras.config.set_image_data_format("channels_last")
 
 
+@pytest.mark.any_backend("a setting of Keras")
 @pytest.mark.parametrize("kind", ["DiT", "UNet"])
 def test_images_are_channels_last_whatever_keras_is_told(kind, channels_first, images):
     backbone = (

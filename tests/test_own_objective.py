@@ -18,7 +18,10 @@ from keras_imm.flow_map import per_sample
 from keras_imm.objectives import Objective
 from keras_imm.samplers import Sampler
 
-pytestmark = pytest.mark.slow("trains and exports for 20 s")
+pytestmark = [
+    pytest.mark.any_backend("the contracts run on each"),
+    pytest.mark.slow("trains and exports for 20 s"),
+]
 
 
 class Noised(NamedTuple):
@@ -229,6 +232,7 @@ def test_save_and_load(tmp_path, name):
     )
 
 
+@pytest.mark.every_backend
 def test_a_killed_run_continues_bit_for_bit(tmp_path):
     def run(folder, kill_at=None):
         model, data = make_model(), Stream()

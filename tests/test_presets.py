@@ -25,6 +25,8 @@ import keras_imm
 from keras_imm.files import presets as preset_files
 from keras_imm.samplers import SamplingPlan
 
+pytestmark = pytest.mark.any_backend("folders and files")
+
 SCRIPT = pathlib.Path(save_preset.__file__)
 
 
@@ -474,6 +476,7 @@ np.save({str(tmp_path / "samples.npy")!r}, save_preset.samples(model))
     )
 
 
+@pytest.mark.every_backend
 @pytest.mark.slow("child processes")
 @pytest.mark.parametrize("written_by", ["tensorflow", "jax", "torch"])
 def test_from_each_backend(written_by, tmp_path):

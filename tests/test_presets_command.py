@@ -10,7 +10,10 @@ import keras_imm
 from keras_imm.metrics import DigitsQuality
 from keras_imm.presets.__main__ import main, quality
 
-pytestmark = pytest.mark.slow("trains the classifier that sees labels in samples")
+pytestmark = [
+    pytest.mark.any_backend("a command, of what is tested on each"),
+    pytest.mark.slow("trains the classifier that sees labels in samples"),
+]
 
 SAMPLES, SEED = 80, 3
 

@@ -30,6 +30,7 @@ def small_checkpoint(name):
     )
 
 
+@pytest.mark.any_backend("what the page shows is tested on each")
 def test_the_example_of_the_guide_runs(tmp_path, monkeypatch):
     code, serving, _ = examples("docs/guide.md")
     assert "epochs=280" in code

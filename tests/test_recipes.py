@@ -7,6 +7,8 @@ from keras_imm import recipes
 from keras_imm.backbones import dit, unet
 from keras_imm.checkpoints.hub import PUBLISHED
 
+pytestmark = pytest.mark.any_backend("settings, of what is tested on each")
+
 # Table 5 of the paper, transcribed row by row: not read from the package.
 COLUMNS = (
     "cifar10",

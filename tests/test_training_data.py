@@ -193,6 +193,7 @@ def test_weights_of_samples_of_validation_are_known_before(model, images):
         model.evaluate(images, labels(0), sample_weight=np.ones(16), verbose=0)
 
 
+@pytest.mark.any_backend("batches are read by NumPy")
 @pytest.mark.parametrize("source", [None, *SOURCES])
 @pytest.mark.parametrize(
     "scaled",
@@ -227,6 +228,7 @@ def test_the_first_of_single_batches_is_warned_of(model, images, name):
     assert sum("The first batch is in" in str(one.message) for one in caught) == 1
 
 
+@pytest.mark.any_backend("batches are read by NumPy")
 @pytest.mark.parametrize("source", [None, Batches])
 def test_no_warning_of_data_that_are_scaled(model, images, source):
     given = {"x": images, "y": labels(0)}

@@ -7,6 +7,8 @@ import sys
 import pytest
 from scripts import ROOT, run_code, run_script
 
+pytestmark = pytest.mark.any_backend("a benchmark, of what is tested on each")
+
 ONE = pytest.mark.one_backend("it starts processes of the backend that is named")
 SMALL = (
     *("--batch_size=8", "--steps=2", "--epochs=1", "--profiled_steps=1"),

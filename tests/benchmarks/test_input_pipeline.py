@@ -3,6 +3,8 @@
 import pytest
 from scripts import run_script
 
+pytestmark = pytest.mark.any_backend("a benchmark, of what is tested on each")
+
 
 def test_the_speed_of_reading(backend):
     if backend != "torch":

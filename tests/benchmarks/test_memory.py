@@ -5,6 +5,8 @@ import json
 import pytest
 from scripts import run_script
 
+pytestmark = pytest.mark.any_backend("a benchmark, of what is tested on each")
+
 
 def rows(output):
     cells = [line.strip("| ").split(" | ") for line in output.splitlines()]

@@ -4,11 +4,14 @@ import pathlib
 import re
 
 import models_page
+import pytest
 
 import keras_imm
 from keras_imm import recipes
 from keras_imm.backbones import dit, unet
 from keras_imm.checkpoints.hub import PUBLISHED
+
+pytestmark = pytest.mark.any_backend("a benchmark, of what is tested on each")
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "models.md").read_text()
 

@@ -5,6 +5,8 @@ import json
 import pytest
 from scripts import run_code, run_script
 
+pytestmark = pytest.mark.any_backend("a benchmark, of what is tested on each")
+
 TRACED = {"torch": "eager", "jax": "jit", "tensorflow": "tf.function"}
 
 

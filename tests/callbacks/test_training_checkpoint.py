@@ -22,7 +22,10 @@ from keras_imm.callbacks.terminate_on_non_finite import redraw_particles
 from keras_imm.objectives import MomentMatching
 from keras_imm.samplers import SamplingPlan
 
-pytestmark = pytest.mark.slow("trains, stops and resumes whole runs")
+pytestmark = [
+    pytest.mark.any_backend("folders and files"),
+    pytest.mark.slow("trains, stops and resumes whole runs"),
+]
 
 
 class Stream(keras.utils.PyDataset):
@@ -132,6 +135,7 @@ def run(model, dataset, checkpoint, epochs, kill=None):
     return model.fit(dataset, epochs=epochs, verbose=0, callbacks=callbacks)
 
 
+@pytest.mark.every_backend
 def test_killed_runs_continue_as_if_nothing_had_happened(new_run):
     whole, data, checkpoint = new_run("whole")
     history = run(whole, data, checkpoint, 5)
@@ -162,6 +166,7 @@ def test_a_finished_run_does_nothing_and_a_longer_one_goes_on(new_run):
     assert_same(model, whole)
 
 
+@pytest.mark.every_backend
 def test_a_second_fit_equals_one_long_fit(new_run):
     twice, data, _ = new_run()
     twice.fit(data, epochs=2, verbose=0)
@@ -229,6 +234,7 @@ def test_a_stopped_run_ends_with_a_checkpoint(new_run, tmp_path):
     assert [p.name for p in checkpoint.checkpoints()] == ["epoch-000002"]
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize(
     ("change", "name", "before", "now"),
     [
@@ -376,6 +382,7 @@ def test_a_damaged_checkpoint_gives_its_place_to_a_good_one(new_run, tmp_path):
     assert_same(model, whole)
 
 
+@pytest.mark.every_backend
 def test_weights_that_are_not_finite_are_not_saved(new_run, tmp_path):
     class Spoil(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -467,6 +474,7 @@ def test_a_rate_that_a_callback_has_set_is_not_another_run(make_model, tmp_path)
         run(other, Stream(), TrainingCheckpoint(tmp_path / "run"), 3)
 
 
+@pytest.mark.every_backend
 def test_steps_that_loss_scaling_skips_count_as_epochs(make_model, tmp_path):
     optimizer = keras.optimizers.LossScaleOptimizer(
         keras.optimizers.Adam(), initial_scale=2.0**126
@@ -529,6 +537,7 @@ def draw(model, data):
     return model.batch_loss().draw(data, ops.convert_to_tensor(0)).particles
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("position", [0, 4])
 def test_the_bad_batch_is_saved_with_its_times(new_run, tmp_path, position):
     model, _, _ = new_run()
@@ -580,6 +589,7 @@ def test_without_a_data_set_the_step_is_told(new_run, tmp_path):
     assert np.load(tmp_path / "non-finite-step-000000002.npz")["step"] == 2
 
 
+@pytest.mark.every_backend
 @pytest.mark.skipif(
     keras.backend.backend() == "torch", reason="torch has no steps_per_execution"
 )
@@ -609,6 +619,7 @@ def test_a_finite_loss_does_not_stop(new_run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.every_backend
 def test_redrawing_several_steps_leaves_the_streams_alone(new_run):
     model, data, _ = new_run()
     batches = [tuple(map(ops.convert_to_tensor, data[i])) for i in range(2)]
@@ -621,6 +632,7 @@ def test_redrawing_several_steps_leaves_the_streams_alone(new_run):
     np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.every_backend
 @pytest.mark.skipif(
     keras.backend.backend() == "jax", reason="JAX draws once for all devices"
 )

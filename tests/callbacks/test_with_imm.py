@@ -15,6 +15,8 @@ from keras_imm.callbacks import (
     Throughput,
 )
 
+pytestmark = pytest.mark.any_backend("sampling is tested on each")
+
 
 def train(model, data, *callbacks, epochs=3):
     return model.fit(
@@ -27,6 +29,7 @@ def train(model, data, *callbacks, epochs=3):
     ).history
 
 
+@pytest.mark.every_backend
 def test_training_goes_on_bit_for_bit_as_without_the_callbacks(
     make_model, images, labels, tmp_path
 ):

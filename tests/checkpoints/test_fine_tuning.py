@@ -10,6 +10,8 @@ import keras_imm
 from keras_imm.checkpoints import load_official, with_num_classes
 from keras_imm.metrics import frechet_distance
 
+pytestmark = pytest.mark.any_backend("a network made of another one")
+
 GOLDEN = pathlib.Path(__file__).parents[1] / "data/golden"
 DIT = GOLDEN / "dit_euler_fm_stride.pkl"
 

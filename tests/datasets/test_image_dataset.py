@@ -12,6 +12,8 @@ from image_files import pixels
 from keras_imm.datasets import ImageDataset, batch_reader, load
 from keras_imm.datasets.part_stream import PartStream
 
+pytestmark = pytest.mark.any_backend("NumPy code")
+
 
 def arrays(count=20, size=4):
     """Images of which each has a mean of its own; labels count them modulo 3."""

@@ -11,6 +11,8 @@ from keras_imm.datasets import center_crop, load
 from keras_imm.datasets.decoding import decode
 from keras_imm.latents import normalize, shard_files
 
+pytestmark = pytest.mark.any_backend("NumPy code")
+
 
 def in_model_range(image):
     return np.asarray(image) / np.float32(127.5) - 1

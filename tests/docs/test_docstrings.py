@@ -18,7 +18,10 @@ from keras_imm.flow_map import FlowMap, Network, per_sample
 from keras_imm.objectives import Objective
 from keras_imm.samplers import Sampler, SamplingPlan
 
-pytestmark = pytest.mark.slow("runs every example")
+pytestmark = [
+    pytest.mark.any_backend("what the examples show is tested on each"),
+    pytest.mark.slow("runs every example"),
+]
 
 
 @pytest.fixture

@@ -14,7 +14,10 @@ from keras.src.saving.object_registration import GLOBAL_CUSTOM_OBJECTS
 from keras_imm import schedules
 from keras_imm.samplers import Pushforward, Restart
 
-pytestmark = pytest.mark.slow("trains what the page shows")
+pytestmark = [
+    pytest.mark.any_backend("what the page shows is tested on each"),
+    pytest.mark.slow("trains what the page shows"),
+]
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "extending.md"
 HEADING = re.compile(r"^## (.*)$", re.MULTILINE)

@@ -3,8 +3,11 @@
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 from scripts import run_code, run_script
+
+pytestmark = pytest.mark.any_backend("training is tested on each")
 
 
 def test_it_draws_the_data_beside_the_samples(tmp_path):

@@ -17,6 +17,8 @@ import keras_imm
 from keras_imm.callbacks import pixels_to_uint8
 from keras_imm.metrics import ReferenceStatistics, frechet_distance
 
+pytestmark = pytest.mark.any_backend("its metrics are NumPy")
+
 SHAPE = (8, 8, 3)
 COMMON = (
     *("--steps=1,2", "--guidance=1.5", "--num_images=40", "--batch_size=16"),

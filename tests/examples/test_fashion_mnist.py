@@ -14,7 +14,10 @@ from scripts import ROOT, run_code, run_script
 
 import keras_imm
 
-pytestmark = pytest.mark.slow("trains in processes of its own")
+pytestmark = [
+    pytest.mark.any_backend("training is tested on each"),
+    pytest.mark.slow("trains in processes of its own"),
+]
 
 sys.path.insert(0, str(ROOT / "examples"))
 
@@ -176,6 +179,7 @@ def final_state(out):
     return arrays, [entry["loss"] for entry in logs]
 
 
+@pytest.mark.every_backend
 def test_a_killed_run_continues_to_the_same_end(data_dir, tmp_path):
     """With the number of steps that was decided before, although it is slower."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"

@@ -13,6 +13,8 @@ from scripts import ROOT, run_code, run_script
 
 from keras_imm.latents import shard_files
 
+pytestmark = pytest.mark.any_backend("training is tested on each")
+
 SMALL_UNET = {"model_channels": 4, "channel_mult": [1], "num_blocks": 1}
 SMALL_DIT = {"hidden_size": 16, "depth": 1, "num_heads": 2}
 SHORT = (

@@ -13,6 +13,8 @@ from keras import ops
 import keras_imm
 from keras_imm.files import atomic, presets
 
+pytestmark = pytest.mark.any_backend("folders and files")
+
 
 @keras.saving.register_keras_serializable(package="test_presets")
 class Sum(keras.Model):

@@ -28,7 +28,10 @@ from keras_imm.latents import (
     normalize,
 )
 
-pytestmark = pytest.mark.slow("builds the published autoencoder")
+pytestmark = [
+    pytest.mark.any_backend("files of an autoencoder"),
+    pytest.mark.slow("builds the published autoencoder"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,7 @@ def checksum(vae):
 
 
 # KerasCV's own epsilon of 1e-5 would move each of these by 4e-5.
+@pytest.mark.every_backend
 @pytest.mark.slow("builds the published autoencoder")
 def test_moments_are_the_golden_ones(vae, golden):
     mean, std = vae.encode(golden["images"])
@@ -86,6 +90,7 @@ def test_moments_are_the_golden_ones(vae, golden):
     np.testing.assert_allclose(std, golden["latent_std"], atol=2e-5)
 
 
+@pytest.mark.every_backend
 def test_the_decoder_is_the_golden_one(vae, golden):
     decoded = vae.decoder.predict_on_batch(golden["latents"])
     np.testing.assert_allclose(decoded, golden["decoded"], atol=3e-5)

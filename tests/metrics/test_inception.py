@@ -13,7 +13,10 @@ from metrics.seeded_inception import seeded_weights
 from keras_imm import backend
 from keras_imm.metrics import InceptionV3, inception, inception_blocks
 
-pytestmark = pytest.mark.slow("builds the published network")
+pytestmark = [
+    pytest.mark.any_backend("files of a network"),
+    pytest.mark.slow("builds the published network"),
+]
 
 GOLDEN_TAPS = ("64", "192", "768", "2048", "logits_unbiased", "logits")
 
@@ -38,6 +41,7 @@ def network(path):
         return InceptionV3(path, taps=inception.TAPS)
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("size", [32, 64, 256])
 def test_every_tap_equals_the_golden_features(network, golden, size):
     features = network.features(golden[f"images_{size}"])
@@ -75,6 +79,7 @@ def test_the_spatial_tap_is_mixed_6_conv(network, weights, golden):
     np.testing.assert_allclose(spatial, expected, atol=1e-4 * expected.max())
 
 
+@pytest.mark.every_backend
 def test_settings_of_keras_change_nothing(path):
     keras.config.set_dtype_policy("mixed_bfloat16")
     keras.config.set_image_data_format("channels_first")
@@ -97,6 +102,7 @@ WAYS = {
 }
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("way", WAYS)
 def test_it_multiplies_in_full_float32_whatever_else_does(
     way, set_tensorfloat32, monkeypatch
@@ -133,6 +139,7 @@ def test_a_batch_that_fails_leaves_the_precision_as_it_was(set_tensorfloat32):
     assert backend.multiplies_in_tf32()
 
 
+@pytest.mark.every_backend
 @pytest.mark.skipif(
     keras.backend.backend() != "jax", reason="under JAX alone it is in the program"
 )

@@ -14,6 +14,7 @@ from keras_imm import objectives
 from keras_imm.flow_map import FlowMap, Network
 
 
+@pytest.mark.any_backend("the contract runs with ours on each")
 class TestNewcomers(ObjectiveContract):
     @pytest.fixture(params=newcomer_objectives.EVERY, ids=lambda kind: kind.__name__)
     def instance(self, request):
