@@ -257,7 +257,7 @@ class EDMAugmentation(keras.layers.Layer):
             keras.KerasTensor((images.shape[0], NUM_LABELS), dtype="float32"),
         )
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
             probability=self.probability,

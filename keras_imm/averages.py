@@ -53,7 +53,7 @@ def decay(before: float, after: float, gamma: float) -> float:
     return (before / after) ** (gamma + 1.0)
 
 
-def snapshots(folder: str | os.PathLike) -> dict[int, pathlib.Path]:
+def snapshots(folder: str | os.PathLike[str]) -> dict[int, pathlib.Path]:
     """The files of a folder by their steps, in order."""
     found = {}
     folder = user_path(folder)
@@ -98,7 +98,7 @@ def unpack(path: pathlib.Path) -> tuple[int, list[float], list[dict]]:
 
 
 def reconstruct(
-    folder: str | os.PathLike, length: float, step: int | None = None
+    folder: str | os.PathLike[str], length: float, step: int | None = None
 ) -> dict[str, np.ndarray]:
     """The average of some length, from the snapshots of a training run.
 

@@ -258,7 +258,7 @@ class FlowMap:
         times = ops.cast(at_least_float32(times), x_t.dtype)
         return ops.broadcast_to(times, (ops.shape(x_t)[0],))
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """Constructor arguments, for saving."""
         return {
             **{

@@ -179,7 +179,7 @@ class IMM(FlowMapModel):
         """Share of the groups that learn the flow's velocity."""
         return self.objective.flow_matching_share
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """Constructor arguments, for saving."""
         config = super().get_config()
         # Not asked for again: Keras marks what it serializes twice as shared.

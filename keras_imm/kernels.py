@@ -81,7 +81,7 @@ class Kernel:
         scale = ops.convert_to_tensor(scale, x.dtype)
         return self.peak + self.pairs(x, y, scale)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """Constructor arguments, for saving."""
         return {}
 
@@ -142,7 +142,7 @@ class RBF(Kernel):
         bandwidth = scale**self.bandwidth_power
         return ops.expm1(-0.5 * bandwidth * squared_distance / dimension)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         return {"bandwidth_power": self.bandwidth_power}
 
 
@@ -165,7 +165,7 @@ class PseudoHuber(Kernel):
             self.c + ops.sqrt(squared_distance + self.c * self.c)
         )
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         return {"c": self.c}
 
 

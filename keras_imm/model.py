@@ -1232,7 +1232,7 @@ class FlowMapModel(backend.TrainableModel):
             "what `generate` does: averaged weights, labels and sampling steps."
         )
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """Constructor arguments, for saving.
 
         Raises:
@@ -1299,7 +1299,7 @@ class FlowMapModel(backend.TrainableModel):
 
     @classmethod
     def from_preset(
-        cls, preset: str | os.PathLike, load_weights: bool = True
+        cls, preset: str | os.PathLike[str], load_weights: bool = True
     ) -> "FlowMapModel":
         """Makes a trained model.
 
@@ -1333,7 +1333,7 @@ class FlowMapModel(backend.TrainableModel):
 
     def save_to_preset(
         self,
-        folder: str | os.PathLike,
+        folder: str | os.PathLike[str],
         weights: str | Mapping[str, Any] = "ema",
         dtype: str = "float16",
         description: Mapping[str, Any] | None = None,

@@ -63,7 +63,7 @@ class Parameterization:
     def check(self, schedule: schedules.Schedule) -> None:
         """Raises ValueError if the parameterization needs another schedule."""
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """Constructor arguments, for saving."""
         return {}
 

@@ -60,7 +60,7 @@ class Pixels:
         pixels = np.asarray(self.scale) * samples + np.asarray(self.offset)
         return np.clip(np.rint(pixels), 0, 255).astype("uint8")
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """Constructor arguments, for saving."""
         return {"scale": self.scale, "offset": self.offset}
 
@@ -106,7 +106,7 @@ class DecodedLatents:
             )
         return self._decoder.decode(samples)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """Constructor arguments, for saving."""
         return {"autoencoder": self.autoencoder, "sigma_data": self.sigma_data}
 

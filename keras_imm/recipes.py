@@ -260,7 +260,7 @@ def build(
     accumulation_steps: int = 1,
     seed: int = 0,
     network: Mapping[str, Any] | None = None,
-    **overrides,
+    **overrides: Any,
 ) -> IMM:
     """Makes the compiled model of a recipe, with new weights.
 

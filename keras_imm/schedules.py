@@ -106,7 +106,7 @@ class Schedule:
         skip = ops.where(at_boundary, one, self.sigma(s) / divisor)
         return skip, self.rotation(s, t) / divisor
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """Constructor arguments, for saving."""
         return {}
 

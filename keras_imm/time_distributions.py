@@ -68,7 +68,7 @@ class TimeDistribution:
         )
         return minimum(a, b), maximum(a, b)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """Constructor arguments, for saving."""
         return {}
 
@@ -143,7 +143,7 @@ class LogitNormal(TimeDistribution):
         time = ops.sigmoid(self.mean + self.std * normal)
         return minimum(maximum(time, min_time), max_time)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         return {"mean": self.mean, "std": self.std}
 
 

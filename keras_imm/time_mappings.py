@@ -108,7 +108,7 @@ class TimeMapping:
             f"The time mapping {type(self).__name__} does not implement `earlier`."
         )
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """Constructor arguments, for saving."""
         return {"k": self.k, "min_gap": self.min_gap}
 

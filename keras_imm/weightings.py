@@ -31,7 +31,7 @@ class Weighting:
             f"The weighting {type(self).__name__} does not implement `__call__`."
         )
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """Constructor arguments, for saving."""
         return {}
 
@@ -65,7 +65,7 @@ class ELBO(Weighting):
         weight = schedule.rotation_rate(t) * sigma * alpha ** (self.a - 1)
         return weight / (sigmoid_denominator * schedule.squared_norm(t))
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         return {"a": self.a, "b": self.b}
 
 

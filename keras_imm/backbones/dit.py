@@ -392,7 +392,7 @@ class DiT(keras.Model):
         table = ops.convert_to_numpy(self.position_embedding.table)[None]
         yield published.FixedTable("pos_embed", table, "sine-cosine table")
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
             image_shape=self.image_shape,

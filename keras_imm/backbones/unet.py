@@ -573,7 +573,7 @@ class UNet(keras.Model):
                 name = _published_name(norm).replace("aux_norm", "aux_up")
                 yield published.FixedTable(f"{name}.resample_filter", values)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
             image_shape=self.image_shape,

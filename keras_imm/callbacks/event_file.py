@@ -22,7 +22,7 @@ class EventFile:
         ImportError: If tensorboardX is not installed.
     """
 
-    def __init__(self, folder: str | os.PathLike, first_step: int):
+    def __init__(self, folder: str | os.PathLike[str], first_step: int):
         try:
             from tensorboardX import event_file_writer, summary
             from tensorboardX.proto import event_pb2

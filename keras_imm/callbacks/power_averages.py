@@ -53,7 +53,7 @@ class PowerAverages(keras.callbacks.Callback):
 
     def __init__(
         self,
-        folder: str | os.PathLike,
+        folder: str | os.PathLike[str],
         lengths: Sequence[float] = (0.05, 0.1),
         freq: int = 1,
         every_n_steps: int = 10,

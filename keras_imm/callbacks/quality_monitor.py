@@ -91,8 +91,8 @@ class QualityMonitor(SampleMetrics):
         held_out_features: Any = None,
         name: str | None = None,
         mode: str = "min",
-        save_best: str | os.PathLike | None = None,
-        **kwargs,
+        save_best: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
     ):
         for argument, value in (("metric", metric), ("features", features)):
             if value is not None and not callable(value):

@@ -60,10 +60,10 @@ class SampleGrid(Sampling):
 
     def __init__(
         self,
-        filepath: str | os.PathLike | None = None,
+        filepath: str | os.PathLike[str] | None = None,
         to_uint8: Callable[[np.ndarray], Any] = pixels_to_uint8,
         columns: int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         if columns is not None:

@@ -50,7 +50,7 @@ class SampleMetrics(Sampling):
     ```
     """
 
-    def __init__(self, metrics: Mapping[str, Metric], **kwargs):
+    def __init__(self, metrics: Mapping[str, Metric], **kwargs: Any):
         super().__init__(**kwargs)
         is_mapping = isinstance(metrics, Mapping) and len(metrics) > 0
         if not is_mapping or not all(map(callable, metrics.values())):

@@ -44,7 +44,9 @@ class TensorBoard(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, log_dir: str | os.PathLike, every_n_steps: int | None = None):
+    def __init__(
+        self, log_dir: str | os.PathLike[str], every_n_steps: int | None = None
+    ):
         super().__init__()
         if not isinstance(log_dir, (str, os.PathLike)) or not os.fspath(log_dir):
             raise ValueError(

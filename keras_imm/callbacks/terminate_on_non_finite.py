@@ -55,7 +55,7 @@ class TerminateOnNonFinite(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, directory: str | os.PathLike, dataset: Any = None):
+    def __init__(self, directory: str | os.PathLike[str], dataset: Any = None):
         super().__init__()
         self.directory = user_path(directory, "directory")
         self.dataset = dataset

@@ -88,7 +88,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
 
     def __init__(
         self,
-        directory: str | os.PathLike,
+        directory: str | os.PathLike[str],
         dataset: Any = None,
         settings: Mapping[str, Any] | None = None,
         freq: int = 1,

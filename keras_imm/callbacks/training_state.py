@@ -14,7 +14,7 @@ from keras import ops
 from keras_imm.backend.random_streams import assign_state, random_states
 
 
-def save(path: str | os.PathLike, model: keras.Model) -> None:
+def save(path: str | os.PathLike[str], model: keras.Model) -> None:
     """Writes weights, random states and the optimizer's variables as an `.npz` file.
 
     Args:
@@ -37,7 +37,7 @@ def save(path: str | os.PathLike, model: keras.Model) -> None:
                 np.lib.format.write_array(file, np.asarray(value, order="C"))
 
 
-def load(path: str | os.PathLike, model: keras.Model) -> None:
+def load(path: str | os.PathLike[str], model: keras.Model) -> None:
     """Puts back what `save` wrote; a file that does not fit changes nothing.
 
     Raises:

@@ -13,7 +13,7 @@ from keras_imm.files.atomic import atomic_file
 from keras_imm.files.paths import user_path
 
 
-def save(model: keras.Model, path: str | os.PathLike) -> None:
+def save(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """Saves a model as `model.save(path)` does, with little memory.
 
     Where Keras finds memory enough, it makes the file in memory first and holds it

@@ -24,7 +24,7 @@ _LARGEST = 1e37  # a tenth of float32's range
 
 
 def load_official(
-    path_or_name: str | os.PathLike,
+    path_or_name: str | os.PathLike[str],
     *,
     dtype: Any = None,
     verbose: int = 0,
@@ -90,7 +90,11 @@ def load_official(
 
 
 def build_model(
-    arguments: dict, weights: dict[str, np.ndarray], *, dtype: Any = None, **overrides
+    arguments: dict,
+    weights: dict[str, np.ndarray],
+    *,
+    dtype: Any = None,
+    **overrides: Any,
 ) -> IMM:
     """Makes a model from the arguments that a published one was made with.
 

@@ -33,7 +33,7 @@ DEBIAN_FOLDER = pathlib.Path("/usr/share/datasets/fashion-mnist")
 
 
 def fashion_mnist(
-    split: str = "train", data_dir: str | os.PathLike | None = None
+    split: str = "train", data_dir: str | os.PathLike[str] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fashion-MNIST: 60,000 and 10,000 pictures of clothes in 10 classes.
 

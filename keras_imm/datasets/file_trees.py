@@ -36,7 +36,7 @@ class FolderTree:
         root: The folder.
     """
 
-    def __init__(self, root: str | os.PathLike):
+    def __init__(self, root: str | os.PathLike[str]):
         self.root = pathlib.Path(root)
 
     def listing(self, folder: str = "") -> tuple[list[str], list[str]]:
@@ -113,7 +113,7 @@ class ZipTree:
             outside of it, as "../a.png" is.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path = pathlib.Path(path)
         self._folders = collections.defaultdict(set)
         self._files = collections.defaultdict(list)

@@ -38,7 +38,7 @@ class IdxFiles(ImageArrays):
     """
 
     def __init__(
-        self, path: str | os.PathLike, split: str = "train", labels: bool = True
+        self, path: str | os.PathLike[str], split: str = "train", labels: bool = True
     ):
         self._path = pathlib.Path(path)
         self._split, self._with_labels = split, labels

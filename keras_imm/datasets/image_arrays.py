@@ -115,7 +115,7 @@ class ImageArraysFile(ImageArrays):
         ValueError: If the file is damaged or holds no such arrays.
     """
 
-    def __init__(self, path: str | os.PathLike, labels: bool = True):
+    def __init__(self, path: str | os.PathLike[str], labels: bool = True):
         self._path = pathlib.Path(path)
         self._with_labels = labels
         try:

@@ -21,7 +21,7 @@ class ImageFolder(ImageFiles):
     """
 
     def __init__(
-        self, folder: str | os.PathLike, split: str = "train", labels: bool = True
+        self, folder: str | os.PathLike[str], split: str = "train", labels: bool = True
     ):
         super().__init__(FolderTree(folder), split, labels)
 
@@ -41,7 +41,7 @@ class ImageZip(ImageFiles):
     """
 
     def __init__(
-        self, path: str | os.PathLike, split: str = "train", labels: bool = True
+        self, path: str | os.PathLike[str], split: str = "train", labels: bool = True
     ):
         tree = ZipTree(path)
         super().__init__(tree, split, labels, single_top_folder(tree))

@@ -48,7 +48,7 @@ class LatentShards:
     ```
     """
 
-    def __init__(self, folder: str | os.PathLike, flip: bool = False):
+    def __init__(self, folder: str | os.PathLike[str], flip: bool = False):
         check_boolean("flip", flip)
         self.folder = user_path(folder)
         self.flip = flip

@@ -30,7 +30,7 @@ def load(
     batch_size: int,
     *,
     split: str = "train",
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     image_size: int | None = None,
     channels: int | None = None,
     flip: bool = False,

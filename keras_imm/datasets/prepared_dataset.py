@@ -31,7 +31,7 @@ class PreparedDataset:
     """
 
     def __init__(
-        self, name: str, split: str, data_dir: str | os.PathLike | None = None
+        self, name: str, split: str, data_dir: str | os.PathLike[str] | None = None
     ):
         builder = _builder(name, data_dir)
         self._name = f"{builder.info.full_name} {split}"

@@ -21,7 +21,7 @@ _RENAME_EXCHANGE = 2
 
 @contextlib.contextmanager
 def atomic_directory(
-    path: str | os.PathLike | Callable[[], str | os.PathLike],
+    path: str | os.PathLike[str] | Callable[[], str | os.PathLike[str]],
 ) -> Iterator[pathlib.Path]:
     """Makes a folder that appears under its name only when it is complete.
 
@@ -65,7 +65,7 @@ def atomic_directory(
 
 
 @contextlib.contextmanager
-def made_folder(path: str | os.PathLike) -> Iterator[None]:
+def made_folder(path: str | os.PathLike[str]) -> Iterator[None]:
     """Makes a folder, with its parents, to write into.
 
     If the body fails, those that were made are removed again, unless something else has
@@ -90,7 +90,7 @@ def made_folder(path: str | os.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replaced_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def replaced_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Makes a folder that takes the place of another once it is complete.
 
     The body writes into a temporary folder beside it, as in `atomic_directory`. On
@@ -122,7 +122,7 @@ def replaced_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def atomic_files(*paths: str | os.PathLike) -> Iterator[list[pathlib.Path]]:
+def atomic_files(*paths: str | os.PathLike[str]) -> Iterator[list[pathlib.Path]]:
     """Writes files that take their places once all of them are complete.
 
     The temporary files lie beside their places and have the same suffixes. All are
@@ -156,7 +156,7 @@ def atomic_files(*paths: str | os.PathLike) -> Iterator[list[pathlib.Path]]:
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Writes a file that appears under its name, in place of another, when complete.
 
     Args:
@@ -173,18 +173,18 @@ def atomic_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         yield temporary
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
+def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a text file in UTF-8, in place of another: whole or not at all."""
     with atomic_file(path) as unfinished:
         unfinished.write_bytes(text.encode())
 
 
-def write_json(path: str | os.PathLike, content: Any) -> None:
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes a JSON file, in place of another: whole or not at all."""
     write_text(path, _json(content))
 
 
-def write_json_once(path: str | os.PathLike, content: Any) -> None:
+def write_json_once(path: str | os.PathLike[str], content: Any) -> None:
     """Writes a JSON file whole, unless another process is first."""
     path = pathlib.Path(path)
     temporary = _unfinished(path)
@@ -203,7 +203,7 @@ def write_json_once(path: str | os.PathLike, content: Any) -> None:
     synchronise(path.parent)
 
 
-def remove_directory(path: str | os.PathLike) -> None:
+def remove_directory(path: str | os.PathLike[str]) -> None:
     """Removes a folder so that no reader finds it in part."""
     path = pathlib.Path(path)
     doomed = _unfinished(path)
@@ -212,7 +212,7 @@ def remove_directory(path: str | os.PathLike) -> None:
 
 
 def remove_unfinished(
-    parent: str | os.PathLike, ended: bool = False, stem: str | None = None
+    parent: str | os.PathLike[str], ended: bool = False, stem: str | None = None
 ) -> None:
     """Removes what killed processes left of folders and files in `parent`.
 
@@ -234,7 +234,7 @@ def remove_unfinished(
             path.unlink(missing_ok=True)
 
 
-def synchronise(path: str | os.PathLike) -> None:
+def synchronise(path: str | os.PathLike[str]) -> None:
     """Waits until a file, or the names in a folder, are on the disk."""
     if os.name != "posix" and os.path.isdir(path):  # elsewhere a folder cannot be
         return

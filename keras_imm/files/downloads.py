@@ -101,7 +101,11 @@ def fetch_folder_from_hub(
 
 
 def upload_folder_to_hub(
-    repository: str, folder: str | os.PathLike, filenames: Sequence[str], *, extra: str
+    repository: str,
+    folder: str | os.PathLike[str],
+    filenames: Sequence[str],
+    *,
+    extra: str,
 ) -> None:
     """Uploads files to the Hugging Face hub, in one commit.
 

@@ -22,7 +22,7 @@ class HDF5File(io.BytesIO):
         error: The first error, or None.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         super().__init__()
         self._path = os.fspath(path)
         self._file = open(path, "w+b", buffering=0)  # noqa: SIM115, h5py's to close
@@ -67,7 +67,7 @@ class HDF5File(io.BytesIO):
 
 
 @contextlib.contextmanager
-def hdf5_file(path: str | os.PathLike) -> Iterator[HDF5File]:
+def hdf5_file(path: str | os.PathLike[str]) -> Iterator[HDF5File]:
     """A file for h5py, and its error, if there was one, at the end.
 
     Raises:

@@ -4,7 +4,7 @@ import os
 import pathlib
 
 
-def user_path(path: str | os.PathLike, argument: str = "path") -> pathlib.Path:
+def user_path(path: str | os.PathLike[str], argument: str = "path") -> pathlib.Path:
     """A path that a user gave, with the home folder in the place of a leading `~`.
 
     Args:
@@ -19,14 +19,14 @@ def user_path(path: str | os.PathLike, argument: str = "path") -> pathlib.Path:
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(
-            f"`{argument}` must be a path, a string or an os.PathLike. "
+            f"`{argument}` must be a path, a string or an os.PathLike[str]. "
             f"Received: {argument}={path!r}"
         )
     return pathlib.Path(os.path.expanduser(os.fspath(path)))
 
 
 def replaceable_folder(
-    folder: str | os.PathLike, filenames: tuple[str, ...], needed: str, what: str
+    folder: str | os.PathLike[str], filenames: tuple[str, ...], needed: str, what: str
 ) -> pathlib.Path:
     """The absolute path of a folder that may be made, or replaced.
 

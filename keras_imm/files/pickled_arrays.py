@@ -17,7 +17,7 @@ _IN_PROGRESS = object()
 _KIND = re.compile(r"[biufcSU][1-9]\d{0,8}")
 
 
-def load_pickle(path: str | os.PathLike) -> Any:
+def load_pickle(path: str | os.PathLike[str]) -> Any:
     """Reads numbers, strings, containers and NumPy arrays from a pickle.
 
     Args:
@@ -33,7 +33,7 @@ def load_pickle(path: str | os.PathLike) -> Any:
     return _load(path, _read_pickle)
 
 
-def load_torch(path: str | os.PathLike) -> Any:
+def load_torch(path: str | os.PathLike[str]) -> Any:
     """Reads what `torch.save` wrote, in its zip format or the one before it.
 
     PyTorch need not be installed.

@@ -57,7 +57,7 @@ def names() -> list[str]:
     return sorted(f.name for f in BUILT_IN.iterdir() if (f / CONFIG).is_file())
 
 
-def metadata(preset: str | os.PathLike) -> dict[str, Any]:
+def metadata(preset: str | os.PathLike[str]) -> dict[str, Any]:
     """What is known of a preset, without making its model.
 
     Args:
@@ -74,7 +74,7 @@ def metadata(preset: str | os.PathLike) -> dict[str, Any]:
 
 
 def load(
-    preset: str | os.PathLike, kind: type[keras.Model], load_weights: bool = True
+    preset: str | os.PathLike[str], kind: type[keras.Model], load_weights: bool = True
 ) -> keras.Model:
     """Makes the model of a preset.
 
@@ -174,7 +174,7 @@ def serialized(model: keras.Model) -> dict[str, Any]:
     return json.loads(json.dumps(config))
 
 
-def check_place(folder: str | os.PathLike) -> pathlib.Path:
+def check_place(folder: str | os.PathLike[str]) -> pathlib.Path:
     """The absolute path of a folder that a preset may be saved to.
 
     Raises:
@@ -191,7 +191,7 @@ def check_place(folder: str | os.PathLike) -> pathlib.Path:
 
 
 def save(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     model: keras.Model,
     description: Mapping[str, Any],
     dtype: str = "float16",
@@ -236,7 +236,7 @@ def save(
     remove_unfinished(folder.parent, ended=True, stem=folder.name.partition(".")[0])
 
 
-def upload_preset(uri: str, folder: str | os.PathLike) -> None:
+def upload_preset(uri: str, folder: str | os.PathLike[str]) -> None:
     """Uploads a preset to the Hugging Face hub.
 
     Args:

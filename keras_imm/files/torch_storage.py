@@ -100,7 +100,7 @@ def read_legacy(data: Any, is_allowed: Callable[[Name], bool]) -> Any:
     return content
 
 
-def read_zip(path: str | os.PathLike, is_allowed: Callable[[Name], bool]) -> Any:
+def read_zip(path: str | os.PathLike[str], is_allowed: Callable[[Name], bool]) -> Any:
     """Reads a zip file that `torch.save` wrote.
 
     Args:

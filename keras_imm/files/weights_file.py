@@ -8,7 +8,7 @@ import numpy as np
 from keras_imm.files.hdf5_file import hdf5_file
 
 
-def narrow(path: str | os.PathLike, dtype: str) -> None:
+def narrow(path: str | os.PathLike[str], dtype: str) -> None:
     """Rewrites a `.weights.h5` file with its wider floats in another type.
 
     Keras loads the file as any other: a variable takes values in its own type. What
@@ -34,7 +34,7 @@ def narrow(path: str | os.PathLike, dtype: str) -> None:
     os.replace(narrowed, path)
 
 
-def is_weights_file(path: str | os.PathLike) -> bool:
+def is_weights_file(path: str | os.PathLike[str]) -> bool:
     """Whether a file is of the format in which Keras stores weights."""
     import h5py
 

@@ -43,7 +43,7 @@ def build_decoder() -> keras.Sequential:
         return _sequential("decoder", (None, None, 4), layers[1:])
 
 
-def load_keras_cv_weights(network: keras.Model, path: str | os.PathLike) -> None:
+def load_keras_cv_weights(network: keras.Model, path: str | os.PathLike[str]) -> None:
     """Loads weights that KerasCV's `ImageEncoder` or `Decoder` were saved with.
 
     They hold no factor of 0.18215, which is in layers without weights.

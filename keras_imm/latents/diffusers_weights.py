@@ -66,7 +66,7 @@ class Tensor(NamedTuple):
 
 
 def load_weights(
-    path: str | os.PathLike, encoder: keras.Model, decoder: keras.Model
+    path: str | os.PathLike[str], encoder: keras.Model, decoder: keras.Model
 ) -> None:
     """Loads a file of diffusers' AutoencoderKL into KerasCV's encoder and decoder.
 
@@ -101,7 +101,7 @@ def load_weights(
         tensor.variable.assign(value)
 
 
-def find_file(path: str | os.PathLike) -> pathlib.Path:
+def find_file(path: str | os.PathLike[str]) -> pathlib.Path:
     """The safetensors file at a path, which may be the folder that holds it."""
     given = path = user_path(path)
     if path.is_dir():

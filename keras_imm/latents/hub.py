@@ -20,7 +20,7 @@ KERAS_CV = {
 }
 
 
-def find(path: str | os.PathLike) -> pathlib.Path:
+def find(path: str | os.PathLike[str]) -> pathlib.Path:
     """The file of an autoencoder.
 
     Args:

@@ -73,7 +73,7 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}"
 
 
-def check_settings(folder: str | os.PathLike, settings: dict[str, Any]) -> None:
+def check_settings(folder: str | os.PathLike[str], settings: dict[str, Any]) -> None:
     """Refuses to put shards of other settings into a folder.
 
     Args:
@@ -102,7 +102,7 @@ def check_settings(folder: str | os.PathLike, settings: dict[str, Any]) -> None:
             )
 
 
-def claim_folder(folder: str | os.PathLike, settings: dict[str, Any]) -> None:
+def claim_folder(folder: str | os.PathLike[str], settings: dict[str, Any]) -> None:
     """Makes a folder for shards with these settings, or checks that it has the same.
 
     Args:
@@ -121,7 +121,7 @@ def claim_folder(folder: str | os.PathLike, settings: dict[str, Any]) -> None:
 
 
 def write_shard(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     number: int,
     records: np.ndarray,
     skipped: dict[str, str] | None = None,
@@ -157,13 +157,13 @@ def _write_array(path: pathlib.Path, array: np.ndarray) -> None:
         file.write(np.ascontiguousarray(array).view(np.uint8))
 
 
-def has_shard(folder: str | os.PathLike, number: int) -> bool:
+def has_shard(folder: str | os.PathLike[str], number: int) -> bool:
     """Whether a shard is there, whole."""
     return (user_path(folder) / f"{shard_name(number)}.json").exists()
 
 
 def write_manifest(
-    folder: str | os.PathLike, num_shards: int, description: dict[str, Any]
+    folder: str | os.PathLike[str], num_shards: int, description: dict[str, Any]
 ) -> bool:
     """Writes `manifest.json` if every shard is there.
 
@@ -201,7 +201,7 @@ def write_manifest(
     return True
 
 
-def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
+def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads the manifest of a folder of shards.
 
     Args:
@@ -237,7 +237,7 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
     return manifest
 
 
-def damaged_shards(folder: str | os.PathLike) -> list[str]:
+def damaged_shards(folder: str | os.PathLike[str]) -> list[str]:
     """Reads every shard again.
 
     Args:
@@ -257,7 +257,7 @@ def damaged_shards(folder: str | os.PathLike) -> list[str]:
     return damaged
 
 
-def read_json(path: str | os.PathLike) -> Any:
+def read_json(path: str | os.PathLike[str]) -> Any:
     """Reads a JSON file; ValueError names it where it is none."""
     try:
         return json.loads(user_path(path).read_text("utf-8"))

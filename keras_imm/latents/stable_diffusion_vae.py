@@ -62,7 +62,9 @@ class StableDiffusionVAE:
         self.decoder = autoencoder_networks.build_decoder()
 
     @classmethod
-    def from_diffusers(cls, path: str | os.PathLike, **options) -> "StableDiffusionVAE":
+    def from_diffusers(
+        cls, path: str | os.PathLike[str], **options: Any
+    ) -> "StableDiffusionVAE":
         """Makes the autoencoder with weights of diffusers' `AutoencoderKL`.
 
         Args:
@@ -88,9 +90,9 @@ class StableDiffusionVAE:
     @classmethod
     def from_keras_cv(
         cls,
-        encoder_path: str | os.PathLike | None = None,
-        decoder_path: str | os.PathLike | None = None,
-        **options,
+        encoder_path: str | os.PathLike[str] | None = None,
+        decoder_path: str | os.PathLike[str] | None = None,
+        **options: Any,
     ) -> "StableDiffusionVAE":
         """Makes the autoencoder with KerasCV's weights, those of Stable Diffusion 1.4.
 

@@ -207,7 +207,7 @@ class DiTBlock(keras.layers.Layer):
     def compute_output_shape(self, tokens_shape, conditioning_shape) -> tuple:
         return tokens_shape
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
             num_heads=self.num_heads,
@@ -219,7 +219,7 @@ class DiTBlock(keras.layers.Layer):
         return config
 
 
-def modulated(tokens, shift, scale) -> Any:
+def modulated(tokens: Any, shift: Any, scale: Any) -> Any:
     """Normalized tokens, scaled and shifted."""
     normed = ops.layer_normalization(optimization_barrier(tokens), epsilon=1e-6)
     return (1 + scale) * normed + shift

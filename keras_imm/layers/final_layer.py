@@ -46,7 +46,9 @@ class FinalLayer(keras.layers.Layer):
         - [Peebles & Xie, 2023](https://arxiv.org/abs/2212.09748), Section 3.2
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], patch_size: int, **kwargs):
+    def __init__(
+        self, image_shape: tuple[int, int, int], patch_size: int, **kwargs: Any
+    ):
         check_image_shape("image_shape", image_shape)
         check_integer("patch_size", patch_size, at_least=1)
         height, width, channels = image_shape
@@ -86,7 +88,7 @@ class FinalLayer(keras.layers.Layer):
     def compute_output_shape(self, tokens_shape, conditioning_shape) -> tuple:
         return (tokens_shape[0], *self.image_shape)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(image_shape=self.image_shape, patch_size=self.patch_size)
         return config

@@ -1,5 +1,7 @@
 """Random Fourier features of a time, as NCSN++ takes them."""
 
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -42,7 +44,7 @@ class FourierEmbedding(SinusoidalFeatures):
     """
 
     def __init__(
-        self, embedding_dim: int, scale: float = 16.0, seed: int = 0, **kwargs
+        self, embedding_dim: int, scale: float = 16.0, seed: int = 0, **kwargs: Any
     ):
         check_positive_number("scale", scale)
         check_integer("seed", seed, at_least=0)
@@ -54,7 +56,7 @@ class FourierEmbedding(SinusoidalFeatures):
         normal = np.random.default_rng(self.seed).standard_normal(half)
         return 2 * np.pi * self.scale * normal
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(scale=self.scale, seed=self.seed)
         return config

@@ -44,7 +44,7 @@ class PatchEmbedding(keras.layers.Layer):
         - [Peebles & Xie, 2023](https://arxiv.org/abs/2212.09748), Section 3.2
     """
 
-    def __init__(self, patch_size: int, hidden_size: int, **kwargs):
+    def __init__(self, patch_size: int, hidden_size: int, **kwargs: Any):
         check_integer("patch_size", patch_size, at_least=1)
         check_integer("hidden_size", hidden_size, at_least=1)
         super().__init__(**kwargs)
@@ -75,7 +75,7 @@ class PatchEmbedding(keras.layers.Layer):
         tokens = (height // self.patch_size) * (width // self.patch_size)
         return (batch, tokens, self.hidden_size)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(patch_size=self.patch_size, hidden_size=self.hidden_size)
         return config

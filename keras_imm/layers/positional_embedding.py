@@ -1,5 +1,7 @@
 """Sines and cosines of a time, as DDPM++ takes them."""
 
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -41,7 +43,7 @@ class PositionalEmbedding(SinusoidalFeatures):
         - [Karras et al., 2022](https://arxiv.org/abs/2206.00364), Table 7
     """
 
-    def __init__(self, embedding_dim: int, max_period: float = 10000.0, **kwargs):
+    def __init__(self, embedding_dim: int, max_period: float = 10000.0, **kwargs: Any):
         check_positive_number("max_period", max_period)
         super().__init__(embedding_dim, **kwargs)
         self.max_period = max_period
@@ -49,7 +51,7 @@ class PositionalEmbedding(SinusoidalFeatures):
     def make_frequencies(self, half: int) -> np.ndarray:
         return self.max_period ** (-np.arange(half) / (half - 1))
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(max_period=self.max_period)
         return config

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 
-def check_resample_filter(name: str, value) -> None:
+def check_resample_filter(name: str, value: Any) -> None:
     """Raises ValueError unless `value` is a filter that `downsample` takes."""
     is_list = isinstance(value, (tuple, list)) and len(value) > 0
     if (

@@ -122,7 +122,7 @@ class SelfAttention(keras.layers.Layer):
     def compute_output_shape(self, tokens_shape) -> tuple:
         return tokens_shape
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
             num_heads=self.num_heads,

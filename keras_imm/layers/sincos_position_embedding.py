@@ -68,7 +68,7 @@ class SinCosPositionEmbedding(keras.layers.Layer):
         - [Peebles & Xie, 2023](https://arxiv.org/abs/2212.09748), Section 3.2
     """
 
-    def __init__(self, grid_shape: tuple[int, int], **kwargs):
+    def __init__(self, grid_shape: tuple[int, int], **kwargs: Any):
         if not isinstance(grid_shape, (tuple, list)) or len(grid_shape) != 2:
             raise ValueError(
                 "`grid_shape` must be two positive integers (rows, columns). "
@@ -101,7 +101,7 @@ class SinCosPositionEmbedding(keras.layers.Layer):
     def compute_output_shape(self, tokens_shape) -> tuple:
         return tokens_shape
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(grid_shape=self.grid_shape)
         return config

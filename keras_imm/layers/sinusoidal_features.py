@@ -17,7 +17,7 @@ class SinusoidalFeatures(keras.layers.Layer):
         **kwargs: Other arguments of `keras.layers.Layer`, such as `name`, `dtype`.
     """
 
-    def __init__(self, embedding_dim: int, **kwargs):
+    def __init__(self, embedding_dim: int, **kwargs: Any):
         check_integer("embedding_dim", embedding_dim, at_least=4)
         if embedding_dim % 2 != 0:
             raise ValueError(
@@ -32,7 +32,7 @@ class SinusoidalFeatures(keras.layers.Layer):
         """Angular frequencies, float64 of shape `(half,)`."""
         raise NotImplementedError
 
-    def build(self, times_shape) -> None:
+    def build(self, times_shape: Any) -> None:
         # A variable, so that it lives on the device and is saved.
         frequencies = self.make_frequencies(self.embedding_dim // 2)
         self.frequencies = self.add_weight(
@@ -44,20 +44,20 @@ class SinusoidalFeatures(keras.layers.Layer):
             name="frequencies",
         )
 
-    def call(self, times) -> Any:
+    def call(self, times: Any) -> Any:
         times = ops.expand_dims(ops.cast(times, self.time_dtype), -1)
         angles = times * self.frequencies
         return ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)
 
-    def compute_output_shape(self, times_shape) -> tuple:
+    def compute_output_shape(self, times_shape: Any) -> tuple:
         return (times_shape[0], self.embedding_dim)
 
-    def compute_output_spec(self, times) -> keras.KerasTensor:
+    def compute_output_spec(self, times: Any) -> keras.KerasTensor:
         return keras.KerasTensor(
             self.compute_output_shape(times.shape), dtype=self.time_dtype
         )
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(embedding_dim=self.embedding_dim)
         return config

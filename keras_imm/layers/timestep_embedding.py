@@ -116,7 +116,7 @@ class TimestepEmbedding(keras.layers.Layer):
     def compute_output_shape(self, times_shape) -> tuple:
         return (times_shape[0], self.hidden_size)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
             hidden_size=self.hidden_size,

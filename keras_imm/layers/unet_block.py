@@ -43,7 +43,12 @@ def _num_groups(channels: int) -> int:
 
 
 def convolution(
-    filters: int, kernel_size: int, dtype: Any, name: str, scale: float = 1.0, **kwargs
+    filters: int,
+    kernel_size: int,
+    dtype: Any,
+    name: str,
+    scale: float = 1.0,
+    **kwargs: Any,
 ) -> keras.layers.Layer:
     """Convolution of channels-last images, whatever Keras's default format is.
 
@@ -127,7 +132,7 @@ class UNetBlock(keras.layers.Layer):
         attention: bool = False,
         dropout: float = 0.0,
         seed: int = 0,
-        **kwargs,
+        **kwargs: Any,
     ):
         check_integer("filters", filters, at_least=4)
         check_channels("`filters`", filters, f"filters={filters!r}")
@@ -227,7 +232,7 @@ class UNetBlock(keras.layers.Layer):
             height, width = 2 * height, 2 * width
         return (batch, height, width, self.filters)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
             filters=self.filters,

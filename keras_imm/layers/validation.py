@@ -1,11 +1,13 @@
 """Checks that the constructors of layers and backbones share."""
 
+from typing import Any
+
 import numpy as np
 
 from keras_imm.validation import check_boolean
 
 
-def check_image_shape(name: str, value) -> None:
+def check_image_shape(name: str, value: Any) -> None:
     """Raises ValueError unless `value` is three positive integers."""
     is_shape = isinstance(value, (tuple, list)) and len(value) == 3
     if not is_shape or not all(

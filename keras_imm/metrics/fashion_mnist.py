@@ -163,7 +163,7 @@ class FashionMNISTQuality:
 
     def __init__(
         self,
-        data_dir: str | os.PathLike | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
         test: Any = None,
         train: tuple[Any, Any] | None = None,
     ):

@@ -79,7 +79,7 @@ class InceptionV3(FeatureNetwork):
 
     def __init__(
         self,
-        weights: str | os.PathLike | None = "fid",
+        weights: str | os.PathLike[str] | None = "fid",
         taps: Sequence[str] = ("2048", "spatial", "logits_unbiased"),
         **kwargs: Any,
     ):
@@ -166,7 +166,7 @@ def find_file(weights: Any) -> pathlib.Path:
 
 
 def load_weights(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     convolutions: dict[str, tuple],
     classifier: tuple[keras.layers.Layer, keras.layers.Layer],
 ) -> None:

@@ -58,7 +58,7 @@ class ReferenceStatistics:
     spatial_covariance: np.ndarray | None = None
     features: np.ndarray | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._check_moments("mean", "covariance")
         if (self.spatial_mean is None) != (self.spatial_covariance is None):
             raise ValueError(
@@ -90,7 +90,7 @@ class ReferenceStatistics:
         object.__setattr__(self, name, value)
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "ReferenceStatistics":
+    def load(cls, path: str | os.PathLike[str]) -> "ReferenceStatistics":
         """Reads a file in any of the formats in use.
 
         - `.npz` with `mu` and `sigma`, as EDM and others have it; with `mu_s` and
@@ -136,7 +136,7 @@ class ReferenceStatistics:
             **{field: saved[name] for field, name in _NAMES.items() if name in saved}
         )
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes an `.npz` that EDM's and ADM's evaluators read as well.
 
         Args:

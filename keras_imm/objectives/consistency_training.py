@@ -160,7 +160,7 @@ class ConsistencyTraining(ToTheData):
         error = (y - target) / per_sample(gap, y)
         return mean(distance / gap), {"log_residual": log_squared_norm(error)}
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
             "stages": self.stages,
             "q": self.q,

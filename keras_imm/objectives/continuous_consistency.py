@@ -178,7 +178,7 @@ class ContinuousConsistency(ToTheData):
         others = {"log_residual": log_squared_norm(tangent)}
         return mean(ops.square(output - (before + step))), others
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
             "warmup": self.warmup,
             "constant": self.constant,

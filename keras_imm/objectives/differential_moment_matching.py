@@ -179,5 +179,5 @@ class DifferentialMomentMatching(Objective):
         )
         return 2.0 * mean(along, axis=(1, 2))
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"group_size": self.group_size}

@@ -191,7 +191,7 @@ class MeanFlow(Objective):
         loss = mean(adaptive(squared_norm(error), self.power, self.constant))
         return loss, {"log_residual": log_squared_norm(error)}
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
             "improved": self.improved,
             "flow_matching_share": self.flow_matching_share,

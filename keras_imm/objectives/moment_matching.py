@@ -290,7 +290,7 @@ class MomentMatching(Objective):
         loss = self.flow_matching_share * mean(weight * squared / norm) / (M * D)
         return loss, log_squared_norm(error)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
             "group_size": self.group_size,
             "drop_target_labels": self.drop_target_labels,

@@ -198,7 +198,7 @@ class Objective:
             )
         return cls(**{**cls.presets[name], **overrides})
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """Constructor arguments, for saving."""
         return {
             "label_dropout": self.label_dropout,

@@ -218,7 +218,7 @@ class Shortcut(Objective):
             others["log_velocity_residual"] = log_squared_norm(of_velocity)
         return mean(ops.square(error)), others
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
             "bootstrap_share": self.bootstrap_share,
             "finest_steps": self.finest_steps,

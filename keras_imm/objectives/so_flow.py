@@ -267,7 +267,7 @@ class SoFlow(Objective):
         ratio = per_sample((middle - s) / (t - middle), output)
         return rows(target.velocity) - output - ratio * (output - target.output)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
             "flow_matching_share": self.flow_matching_share,
             "rho": self.rho,

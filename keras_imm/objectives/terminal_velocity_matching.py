@@ -171,5 +171,5 @@ class TerminalVelocityMatching(Objective):
         }
         return mean(ops.square(terminal)) + mean(ops.square(error)), others
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"target_momentum": self.target_momentum}

@@ -37,7 +37,7 @@ class ToTheData(Objective):
         t = network.schedule.inverse_eta(sigma / network.sigma_data)
         return minimum(maximum(t, network.min_time), network.max_time)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
             "noise_mean": self.noise_mean,
             "noise_std": self.noise_std,

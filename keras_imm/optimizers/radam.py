@@ -190,7 +190,7 @@ class RAdam(keras.optimizers.Optimizer):
         adaptive_scale = r * ops.sqrt(one_minus_power(self.beta_2, t))
         return momentum_bias, adaptive_scale, is_rectified
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(beta_1=self.beta_1, beta_2=self.beta_2, epsilon=self.epsilon)
         return config

@@ -59,7 +59,7 @@ class SamplingPlan:
     guidance_interval: tuple[float, float] | None = None
     weights: str = "ema"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.num_steps is not None:
             check_integer("num_steps", self.num_steps, at_least=1)
             object.__setattr__(self, "num_steps", int(self.num_steps))
@@ -183,7 +183,7 @@ class SamplingPlan:
             field.name: getattr(self, field.name) for field in dataclasses.fields(self)
         }
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """The plan as JSON can hold it."""
         return self.arguments() | {
             "sampler": keras.saving.serialize_keras_object(self.sampler)

@@ -66,7 +66,7 @@ class Sampler:
         """
         return 0
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """Constructor arguments, for saving."""
         return {}
 

@@ -118,7 +118,7 @@ class Export:
 
 
 def export_of(
-    model: FlowMapModel | str | os.PathLike,
+    model: FlowMapModel | str | os.PathLike[str],
     num_steps: int | Sequence[int] | None,
     weights: str,
     latents: Any = None,
@@ -311,7 +311,7 @@ def _bytes(x: Any, value_range: tuple[float, float] | None) -> Any:
     return ops.cast(ops.clip(x, 0.0, 255.0), "uint8")
 
 
-def file_path(path: str | os.PathLike, ending: str) -> pathlib.Path:
+def file_path(path: str | os.PathLike[str], ending: str) -> pathlib.Path:
     """The path of a file to write.
 
     Raises:

@@ -19,8 +19,8 @@ _LARGEST = 2**31 - 2**24  # bytes that a flatbuffer can hold, with room for the 
 
 
 def export_litert(
-    model: FlowMapModel | str | os.PathLike,
-    path: str | os.PathLike,
+    model: FlowMapModel | str | os.PathLike[str],
+    path: str | os.PathLike[str],
     num_steps: int | None = None,
     guidance_scale: float | None = None,
     *,

@@ -21,8 +21,8 @@ _LARGEST = 2**31 - 2**24  # bytes that protobuf can hold, with room for the grap
 
 
 def export_onnx(
-    model: FlowMapModel | str | os.PathLike,
-    path: str | os.PathLike,
+    model: FlowMapModel | str | os.PathLike[str],
+    path: str | os.PathLike[str],
     num_steps: int | Sequence[int] | None = None,
     guidance_scale: float | None = None,
     *,

@@ -19,8 +19,8 @@ _DTYPES = ("float16", "float32")
 
 
 def export_openvino(
-    model: FlowMapModel | str | os.PathLike,
-    folder: str | os.PathLike,
+    model: FlowMapModel | str | os.PathLike[str],
+    folder: str | os.PathLike[str],
     num_steps: int | None = None,
     guidance_scale: float | None = None,
     *,

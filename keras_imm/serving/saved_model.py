@@ -32,8 +32,8 @@ _DECODED = (-1.0, 1.0)  # what an autoencoder makes
 
 
 def export_saved_model(
-    model: FlowMapModel | str | os.PathLike,
-    directory: str | os.PathLike,
+    model: FlowMapModel | str | os.PathLike[str],
+    directory: str | os.PathLike[str],
     num_steps: int | Sequence[int] | None = None,
     guidance_scale: float | None = None,
     latents: Any = None,

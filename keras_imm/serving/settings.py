@@ -107,7 +107,7 @@ class Settings:
             for count, grid in zip(self.num_steps, grids, strict=True)
         }
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """The settings as JSON can hold them."""
         fields = (field.name for field in dataclasses.fields(self))
         config = {name: getattr(self, name) for name in fields}

@@ -94,7 +94,7 @@ class ServedModel:
 
     # -- Signatures
 
-    def save(self, folder: str | os.PathLike) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes a SavedModel of the signatures and of the weights that they use."""
         module = tf.Module()  # which knows nothing of the model and its optimizer
         module.shared_weights = self._variables

@@ -19,8 +19,8 @@ _LARGEST = 2**31 - 2**20  # bytes that the file's format can hold, with room for
 
 
 def export_stablehlo(
-    model: FlowMapModel | str | os.PathLike,
-    path: str | os.PathLike,
+    model: FlowMapModel | str | os.PathLike[str],
+    path: str | os.PathLike[str],
     num_steps: int | None = None,
     guidance_scale: float | None = None,
     *,

@@ -16,8 +16,8 @@ _ROWS = 3  # of the inputs that it is traced with: no number is special
 
 
 def export_torch(
-    model: FlowMapModel | str | os.PathLike,
-    path: str | os.PathLike,
+    model: FlowMapModel | str | os.PathLike[str],
+    path: str | os.PathLike[str],
     num_steps: int | None = None,
     guidance_scale: float | None = None,
     *,

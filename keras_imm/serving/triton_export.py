@@ -29,8 +29,8 @@ _TYPES = {
 
 
 def export_triton(
-    model: FlowMapModel | str | os.PathLike,
-    repository: str | os.PathLike,
+    model: FlowMapModel | str | os.PathLike[str],
+    repository: str | os.PathLike[str],
     name: str,
     num_steps: int | Sequence[int] | None = None,
     guidance_scale: float | None = None,

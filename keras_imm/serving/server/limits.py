@@ -29,7 +29,7 @@ class Limits:
     max_body_mb: float = 16.0
     timeout_s: float = 60.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("max_batch_size", "max_rows", "max_queue"):
             check_integer(name, getattr(self, name), at_least=1)
         for name in ("max_body_mb", "timeout_s"):

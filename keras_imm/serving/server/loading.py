@@ -30,7 +30,7 @@ def name_of(model: str) -> str:
 
 
 def load(
-    model: str | os.PathLike,
+    model: str | os.PathLike[str],
     max_batch_size: int = 64,
     num_steps: Sequence[int] | None = None,
     guidance_scale: float | None = None,

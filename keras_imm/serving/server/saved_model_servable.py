@@ -12,7 +12,7 @@ from keras_imm.serving.server.servable import Arrays, Servable, Signature, Tenso
 _PREDICT = "tensorflow/serving/predict"
 
 
-def newest_version(folder: str | os.PathLike) -> pathlib.Path | None:
+def newest_version(folder: str | os.PathLike[str]) -> pathlib.Path | None:
     """The folder of a SavedModel, or of the newest of its versions; None if neither."""
     folder = pathlib.Path(folder).expanduser()
     if (folder / "saved_model.pb").is_file():
@@ -38,7 +38,7 @@ class SavedModelServable(Servable):
 
     platform = "tensorflow_savedmodel"
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike[str]):
         import tensorflow as tf
 
         path = pathlib.Path(folder)
