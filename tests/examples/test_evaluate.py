@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 from fork_server import ForkServer
-from scripts import ROOT, run_code
+from scripts import ON_THE_CPU, ROOT, run_code
 from small_dit import small_dit
 
 import keras_imm
@@ -161,9 +161,6 @@ def test_guidance_in_an_interval(evaluation, model):
 def test_four_devices_share_a_batch(evaluation, model, tmp_path):
     model.save(tmp_path / "model.keras")
     code = f"""
-import os
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
-os.environ["JAX_PLATFORMS"] = "cpu"
 import keras, keras_imm, numpy as np, evaluation
 from keras_imm.callbacks import pixels_to_uint8
 keras_imm.distribution.initialize()
@@ -187,7 +184,8 @@ assert images.generate(range(3), setting).shape == (3, 8, 8, 3)
 found = images.generate(range(8), setting)
 np.save({str(tmp_path / "found.npy")!r}, found)
 """
-    result = run_code(code, "examples")
+    four = "--xla_force_host_platform_device_count=4"
+    result = run_code(code, "examples", XLA_FLAGS=four, **ON_THE_CPU)
     assert result.returncode == 0, result.stderr
     images = evaluation.Images(model, pixels_to_uint8)
     expected = images.generate(range(8), evaluation.Setting(2, 2.0)).astype(int)
