@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
     name = options.name or loading.name_of(options.model)
     names = options.class_names or servable.class_names or _numbered(servable)
     service = Service(name, servable, limits)
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(running.serve(service, [*names], bound, options.grpc_port))
     if service.is_computing:  # Python would wait for the pass
         sys.stdout.flush()

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import socket
+from collections.abc import Callable
 
 from aiohttp import web
 
@@ -82,10 +83,11 @@ async def serve(
         grpc_port: Where to listen to gRPC, 0 for any free one; None for nowhere.
 
     Raises:
+        asyncio.CancelledError: If a second signal came.
         ImportError: If `grpc_port` is given and grpcio or protobuf is not installed.
         OSError: If nobody can listen at `grpc_port`.
     """
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    stop = asyncio.Event()
     host, port = bound.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     patience = service.limits.timeout_s
@@ -106,19 +108,22 @@ async def serve(
             await rpc.start()
         listen(bound)
         await web.SockSite(runner, bound, backlog=_BACKLOG).start()
-        with contextlib.suppress(NotImplementedError):  # Windows
-            for number in _SIGNALS:
-                loop.add_signal_handler(number, stop.set)
+        _on_signals(stop.set)
         if grpc_port is not None:
             _say(f"gRPC is at {host}:{grpc_port}")
         _say(f"{service.name} is at http://{host}:{port}/ (Ctrl-C ends)")
         await stop.wait()
-        for number in _SIGNALS:
-            signal.signal(number, signal.default_int_handler)
+        _on_signals(asyncio.current_task().cancel)
         service.is_stopping = True
         if grpc_port is not None:
             await asyncio.gather(rpc.stop(patience), runner.cleanup())
     _say("Stopped.")
+
+
+def _on_signals(call: Callable[[], object]) -> None:
+    with contextlib.suppress(NotImplementedError):  # Windows
+        for number in _SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, call)
 
 
 def _say(line: str) -> None:
