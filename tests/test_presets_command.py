@@ -8,6 +8,7 @@ import pytest
 
 import keras_imm
 from keras_imm.metrics import DigitsQuality
+from keras_imm.presets import __main__ as presets_command
 from keras_imm.presets.__main__ import main, quality
 
 pytestmark = [
@@ -66,6 +67,20 @@ def test_figures_are_printed_beside_the_card_s(measured, capsys):
     assert [line.split(":")[0] for line in printed] == ["1 step", "2 steps"]
     figure = f"{rows[1]['frechet']:.4f}"
     assert printed[1].count(figure) == 2
+
+
+def test_rows_are_printed_as_they_are_measured(measured, capsys, monkeypatch):
+    folder, rows = measured
+
+    def stopped(*_):
+        yield rows[0]
+        raise OSError("no disk")
+
+    monkeypatch.setattr(presets_command, "_rows", stopped)
+    assert main(["measure", folder]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.count("frechet") == 1
+    assert printed.err == "no disk\n"
 
 
 def test_a_figure_that_is_off_is_an_error(model, measured, tmp_path, capsys):

@@ -214,7 +214,8 @@ def _chosen_root(tree, top, split):
     if not is_itself:
         raise ValueError(
             f"`split` must be left out: {where} has no subfolder of that name beside "
-            f"other splits. Received: split={split!r}"
+            "other splits. To hold images out, move some of each class into a folder "
+            f"'validation' beside 'train'. Received: split={split!r}"
         )
     return top
 

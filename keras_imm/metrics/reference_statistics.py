@@ -178,7 +178,8 @@ class ReferenceStatistics:
 
         Raises:
             ValueError: If an epoch of the data set leaves records out or takes some
-                twice, or the images are not in the range [-1, 1].
+                twice, also in the place of corrupt ones, or the images are not in the
+                range [-1, 1].
         """
         _check_whole(dataset)
         to_uint8 = to_uint8 or _from_model_range
@@ -194,6 +195,7 @@ class ReferenceStatistics:
             if "spatial" in found:
                 spatial.update(found["spatial"])
             progress.add(1)
+        _check_no_record_was_skipped(dataset)
         return cls(
             moments.mean,
             moments.covariance(),
@@ -267,6 +269,15 @@ def _check_whole(dataset):
             f"An epoch of `dataset` must be its {records} records, each once: load it "
             "with a `batch_size` that divides them and without `steps_per_epoch`. "
             f"Received: {len(dataset)} batches of {dataset.batch_size}"
+        )
+
+
+def _check_no_record_was_skipped(dataset):
+    if corrupt := getattr(dataset, "corrupt", None):
+        raise ValueError(
+            f"{len(corrupt)} records of `dataset` cannot be read and others took their "
+            "place, so that those count twice: leave them out, beginning with "
+            f"{next(iter(corrupt))!r}"
         )
 
 

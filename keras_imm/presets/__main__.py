@@ -3,6 +3,7 @@
 import argparse
 import math
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,10 @@ def quality(preset: str, data_dir: str | None = None) -> list[dict[str, float]]:
         ImportError: If a library that the measure takes is not installed.
         OSError: If the measure's data are not there.
     """
+    return list(_rows(preset, data_dir))
+
+
+def _rows(preset: str, data_dir: str | None) -> Iterator[dict[str, float]]:
     measured = _measured(preset)
     kind = _MEASURES[measured["measure"]]
     model = FlowMapModel.from_preset(preset)
@@ -42,15 +47,13 @@ def quality(preset: str, data_dir: str | None = None) -> list[dict[str, float]]:
     labels = score.labels(samples)
     rng = np.random.default_rng(measured["noise_seed"])
     noise = rng.standard_normal((samples, *model.data_shape), "float32")
-    rows = []
     for row in measured["quality"]:
         images = model.generate(
             labels, num_steps=row["steps"], noise=noise, batch_size=_BATCH, verbose=0
         )
         if of_clothes:
             images = model.to_uint8(images)
-        rows.append({"steps": row["steps"], **score.measure(images, labels)})
-    return rows
+        yield {"steps": row["steps"], **score.measure(images, labels)}
 
 
 _MEASURES = {kind.name: kind for kind in (DigitsQuality, FashionMNISTQuality)}
@@ -141,11 +144,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         expected = _expected(options.preset)
-        rows = quality(options.preset, options.data_dir)
+        rows = _rows(options.preset, options.data_dir)
+        differences = [_print_row(*pair) for pair in zip(rows, expected, strict=True)]
     except (ValueError, OSError, ImportError) as error:
         print(error, file=sys.stderr)
         return 1
-    differences = [_print_row(*pair) for pair in zip(rows, expected, strict=True)]
     if max(differences) > TOLERANCE:
         print(f"A figure is off by {max(differences):.1%}.", file=sys.stderr)
         return 1
@@ -157,7 +160,7 @@ def _print_row(row: dict, expected: dict) -> float:
     names = _compared(expected)
     figures = (f"{name} {row[name]:.4f} ({expected[name]:.4f})" for name in names)
     steps = row["steps"]
-    print(f"{steps} step{'s' if steps > 1 else ''}: {', '.join(figures)}")
+    print(f"{steps} step{'s' if steps > 1 else ''}: {', '.join(figures)}", flush=True)
     return max(abs(row[name] / expected[name] - 1) for name in names)
 
 

@@ -1,5 +1,6 @@
 """Exporting in a child process, whose Keras computes with another framework."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -56,6 +57,11 @@ def run(
         Exception: If it fails, with its own message: a ValueError, ImportError or
             OSError where it raised one, otherwise a RuntimeError.
     """
+    if importlib.util.find_spec(framework) is None:
+        raise ImportError(
+            f"{_NAMES[framework]} writes this export and is not installed: "
+            f"`pip install {framework}`"
+        )
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         flow_map_file.save(folder, flow, values)

@@ -10,6 +10,7 @@ from image_files import encoded, pixels, write_classes
 from PIL import Image
 
 from keras_imm.datasets import load
+from keras_imm.metrics import ReferenceStatistics
 
 pytestmark = pytest.mark.one_backend("NumPy code")
 
@@ -145,3 +146,11 @@ def test_floats_that_are_not_finite_are_corrupt(tmp_path, value, dtype):
             seen = dataset[0]
         assert (2 * seen[:, 0, 0, 0] + 2).tolist() == [0, 1, 3, 3, 4, 5]
         assert len(dataset.corrupt) == 1
+
+
+def test_statistics_count_no_image_twice(folder):
+    dataset = load(folder, 4, shuffle=False, on_corrupt="skip")
+    with pytest.raises(ValueError, match=r"3 records .* count twice.*003\.png"):
+        ReferenceStatistics.from_dataset(
+            dataset, lambda x: x.reshape(len(x), -1)[:, :4]
+        )

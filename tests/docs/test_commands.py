@@ -162,6 +162,7 @@ RUN = {
     "docs/guide.md": "tests/test_readme.py",
     "docs/models.md": "tests/test_readme.py",
     "docs/extending.md": "tests/docs/test_extending.py",
+    "docs/own_images.md": "tests/docs/test_own_images.py",
     "docs/serving.md": "tests/docs/test_serving.py",
     "docs/objectives.md": "",
     "docs/precision.md": "",

@@ -32,6 +32,22 @@ def test_every_export_is_called_as_it_can_be():
         eval(f"bind({arguments})", {"bind": signature.bind, "model": None})
 
 
+@pytest.mark.slow("exports, two of them in another process")
+def test_what_was_written_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ((block),) = re.findall(r"```python\n(import jax.*?)```", PAGE, re.DOTALL)
+    names = {}
+    exec(block, names)
+    inputs = {"labels": names["label"], "noise": names["noise"], "verbose": 0}
+    images = names["model"].generate(**inputs)
+    # OpenVINO computes in bfloat16 where the processor has it.
+    errors = {"onnx": 1e-4, "torch": 1e-4, "jax": 1e-4, "openvino": 0.2}
+    assert {f"from_{name}" for name in errors} == {n for n in names if "from_" in n}
+    for name, error in errors.items():
+        np.testing.assert_allclose(names[f"from_{name}"], images, atol=error)
+    assert names["pictures"].shape == (2, 8, 8, 1)
+
+
 def test_the_request_of_curl(server):
     ((body, path),) = re.findall(r"curl -d '(.*)' 127\.0\.0\.1:8501(\S+)", PAGE)
     status, answer = server.ask(path, body)

@@ -1,5 +1,6 @@
 """Exports from JAX and PyTorch, which run through TensorFlow in another process."""
 
+import importlib.util
 import json
 import subprocess
 
@@ -11,7 +12,7 @@ from served_models import in_a_child
 
 import keras_imm
 from keras_imm import samplers
-from keras_imm.serving import child_process, export_saved_model
+from keras_imm.serving import child_process, export_litert, export_saved_model
 
 OWN_LAYER = """
 import warnings
@@ -25,6 +26,20 @@ class Half(keras.layers.Layer):
     def call(self, x):
         return 0.5 * x
 """
+
+
+@in_a_child
+def test_a_framework_that_is_not_installed_is_named(model, tmp_path, monkeypatch):
+    own = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "tensorflow" else own(name, *more),
+    )
+    for write, name in ((export_saved_model, "a"), (export_litert, "a.tflite")):
+        with pytest.raises(ImportError, match=r"TensorFlow .*`pip install tensorflow`"):
+            write(model, tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 @in_a_child
