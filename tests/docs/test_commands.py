@@ -1,6 +1,7 @@
 """Commands and code of the pages: what they call is there, with the flags they give."""
 
 import ast
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -130,7 +131,9 @@ def unresolved(code):
                 resolve(node, names)
             elif isinstance(node, ast.Call) and (called := resolve(node.func, names)):
                 keywords = dict.fromkeys(k.arg for k in node.keywords if k.arg)
-                inspect.signature(called).bind_partial(*node.args, **keywords)
+                with contextlib.suppress(ValueError):  # written in C, without one
+                    signature = inspect.signature(called)
+                    signature.bind_partial(*node.args, **keywords)
         except (AttributeError, TypeError) as error:
             found.append(f"{ast.unparse(node)}: {error}")
     return found
