@@ -52,6 +52,10 @@ def skipped_without_its_framework():
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item):
+    # TensorFlow's iterators stop the slower the older they are, and what raised holds
+    # them. What outlives the test before is not looked at again, which takes no time.
+    gc.collect()
+    gc.freeze()
     # Shuffles and unseeded models are the same whichever tests ran before.
     keras.utils.set_random_seed(0)
     with skipped_without_its_framework():
@@ -62,16 +66,6 @@ def pytest_runtest_setup(item):
 def pytest_runtest_call(item):
     with skipped_without_its_framework():
         return (yield)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown():
-    # TensorFlow's iterators stop the slower the older they are, and what raised holds
-    # them. What stays is not looked at again, so that looking takes no time.
-    result = yield
-    gc.collect()
-    gc.freeze()
-    return result
 
 
 def pytest_addoption(parser):
