@@ -3,12 +3,10 @@
 import pytest
 from scripts import run_script
 
-pytestmark = pytest.mark.any_backend("a benchmark, of what is tested on each")
+pytestmark = pytest.mark.one_backend("what it measures is NumPy code")
 
 
-def test_the_speed_of_reading(backend):
-    if backend != "torch":
-        pytest.skip("one backend is enough: torch compiles nothing")
+def test_the_speed_of_reading():
     result = run_script(
         "benchmarks/input_pipeline.py",
         "--preset=dit_s_8",
