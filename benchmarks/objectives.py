@@ -135,7 +135,7 @@ TRIALS = {
         "share 1/8": lambda: objectives.Shortcut(0.125, target_momentum=0.995),
         "share 1/2": lambda: objectives.Shortcut(0.5, target_momentum=0.995),
         "momentum 0.99": lambda: objectives.Shortcut(0.25, target_momentum=0.99),
-        "momentum 0.999": lambda: objectives.Shortcut(0.25, target_momentum=0.999),
+        "momentum 0.95": lambda: objectives.Shortcut(0.25, target_momentum=0.95),
     },
     "consistency training": {
         "4 stages": lambda: objectives.ConsistencyTraining(stages=4),
