@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import keras
-from warm_python import WarmPython, read_at_import
+from fork_server import ForkServer
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # For processes with several virtual devices, or of another framework: an accelerator is
@@ -35,9 +35,12 @@ def _run(*arguments, **changes):
         "PYTHONPATH": str(ROOT),
         **changes,
     }
-    warm = _warm_python()
-    if read_at_import(environment) == warm.read_at_import:
-        return warm.run(arguments, environment)
+    server, imported_with = _fork_server()
+    if _read_at_import(environment) == imported_with:
+        run = server.start(*arguments, environment=environment)
+        return subprocess.CompletedProcess(
+            arguments, run.wait(), run.stdout, run.stderr
+        )
     return subprocess.run(
         [sys.executable, *arguments],
         env=environment,
@@ -46,4 +49,12 @@ def _run(*arguments, **changes):
     )
 
 
-_warm_python = functools.cache(WarmPython)
+@functools.cache
+def _fork_server():
+    return ForkServer(), _read_at_import(os.environ)
+
+
+def _read_at_import(environment):
+    """What frameworks read of an environment when they are imported."""
+    names = ("CUDA_", "JAX_", "KERAS_", "OMP_", "TF_", "XLA_")
+    return {k: v for k, v in environment.items() if k.startswith(names)}

@@ -49,7 +49,9 @@ def test_splits_in_subfolders_are_taken_by_name(tmp_path):
     assert len(ImageFolder(tmp_path / "val", "val")) == 2
     with pytest.raises(ValueError, match=r"`split` must be one of .*'train', 'val'"):
         ImageFolder(tmp_path, "test")
-    with pytest.raises(ValueError, match="`split` must be left out"):
+    with pytest.raises(
+        ValueError, match=r"`split` must be left out.*'validation' beside 'train'"
+    ):
         ImageFolder(tmp_path / "train", "test")
 
 
