@@ -15,8 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import keras
 import numpy as np
 from absl import app, flags
-from keras import ops
 from matplotlib.figure import Figure
+from two_dimensions import Batches, build_backbone, checkerboard
 
 import keras_imm
 from keras_imm.files.paths import user_path
@@ -47,60 +47,6 @@ flags.register_multi_flags_validator(
 TIME_SCALE = 4.0
 
 
-def checkerboard(rng, count):
-    """Points on the dark squares of a 4 x 4 board, of standard deviation 0.5."""
-    column = rng.integers(4, size=count)
-    row = 2 * rng.integers(2, size=count) + column % 2
-    points = np.stack([column, row], axis=1) + rng.random((count, 2))
-    return ((points / 2 - 1) * 0.75**0.5).astype("float32")
-
-
-class Batches(keras.utils.PyDataset):
-    """Fresh points in every batch."""
-
-    def __init__(self, batch_size, steps, seed):
-        super().__init__()
-        self.batch_size = batch_size
-        self.steps = steps
-        self.seed = seed
-
-    def __len__(self):
-        return self.steps
-
-    def __getitem__(self, step):
-        rng = np.random.default_rng([self.seed, step])
-        return checkerboard(rng, self.batch_size)
-
-
-class Waves(keras.layers.Layer):
-    """Adds sines and cosines of its inputs, for what changes over short distances."""
-
-    def __init__(self, frequencies, **kwargs):
-        super().__init__(**kwargs)
-        self.frequencies = tuple(frequencies)
-
-    def call(self, inputs):
-        angles = [frequency * inputs for frequency in self.frequencies]
-        waves = [wave(a) for a in angles for wave in (ops.sin, ops.cos)]
-        return ops.concatenate([inputs, *waves], axis=-1)
-
-    def get_config(self):
-        return {**super().get_config(), "frequencies": self.frequencies}
-
-
-def build_backbone():
-    x = keras.Input((2,), name="x")
-    c_t = keras.Input((), name="c_t")
-    c_s = keras.Input((), name="c_s")
-    column = keras.layers.Reshape((1,))
-    times = keras.layers.Concatenate()([column(c_t), column(c_s)])
-    h = keras.layers.Concatenate()([Waves((1, 2, 4, 8))(x), Waves((1, 2))(times)])
-    h = keras.layers.Dense(FLAGS.width, activation="silu")(h)
-    for _ in range(FLAGS.depth - 1):
-        h = keras.layers.Add()([h, keras.layers.Dense(FLAGS.width, "silu")(h)])
-    return keras.Model([x, c_t, c_s], keras.layers.Dense(2)(h))
-
-
 def draw(path, panels):
     bins = np.linspace(-1.1, 1.1, 89)
     density = [np.histogram2d(*p.T, bins, density=True)[0].T for p in panels.values()]
@@ -123,7 +69,7 @@ def main(_):
     # Large groups and gaps: in two dimensions the small ones that serve images draw the
     # density together on lines.
     model = keras_imm.IMM(
-        build_backbone(),
+        build_backbone(FLAGS.width, FLAGS.depth),
         time_mapping=keras_imm.time_mappings.TimeDecrement(k=FLAGS.k),
         time_scale=TIME_SCALE,
         group_size=FLAGS.group_size,

@@ -107,7 +107,7 @@ def test_the_best_trial_is_that_of_the_tuning_runs():
 
 
 def test_the_table_of_claims(tmp_path):
-    run = {"claim": "kernel", "backend": "jax", "seed": 0}
+    run = {"claim": "kernel", "backend": "jax", "seed": 0, "recipe": "published"}
     runs = [
         {**run, "variant": "RBF", "results": rows(4, 3, 2, 1, steps=(1, 2, 4, 8))},
         {**run, "variant": "energy", "results": rows(5, 3, 2, 1, steps=(1, 2, 4, 8))},
@@ -119,8 +119,84 @@ def test_the_table_of_claims(tmp_path):
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == "### kernel"
-    assert lines[4].startswith("| RBF | jax | 0 | 4.000 / 0.900 |")
+    assert lines[4].startswith("| published | RBF | jax | 0 | 4.000 / 0.900 |")
     assert [line.split("|")[-2].strip() for line in lines[4:]] == ["", "0.375"]
+
+
+CHECKERBOARD = """
+import json
+import numpy as np
+import claims as benchmark
+
+benchmark.FLAGS(["x", "--data=checkerboard"])
+data = benchmark.data_of()
+points = data.batches(20_000, 1, 0)[0]
+rng = np.random.default_rng(0)
+print(json.dumps([
+    data.measure(points),  # the data: what 20,000 points of a uniform density vary
+    data.measure(points[:, ::-1] * [-1, 1]),  # mirrored: the light squares
+    data.measure(rng.uniform(-1, 1, (100_000, 2)) * 0.75**0.5),
+    data.measure(points + 10),
+]))
+for claim in benchmark.ON_POINTS:
+    for variant in benchmark.ON_POINTS[claim]:
+        model = benchmark.build(data, benchmark.setting_of(claim, variant), 0)
+        model.compile("sgd", run_eagerly=True)
+        model.objective.total_steps = 8
+        loss = model.train_on_batch(points[:256])
+        assert loss == loss, (claim, variant)
+"""
+
+
+def test_the_checkerboard_and_its_measure():
+    result = run_code(CHECKERBOARD, "benchmarks")
+    assert result.returncode == 0, result.stderr
+    data, light, uniform, elsewhere = json.loads(result.stdout.splitlines()[-1])
+    assert data["off_board"] == 0 and 0.02 < data["total_variation"] < 0.045
+    assert light["off_board"] == light["total_variation"] == 1
+    assert uniform["off_board"] == pytest.approx(0.5, abs=0.01)
+    assert uniform["total_variation"] == pytest.approx(0.5, abs=0.02)
+    assert elsewhere == {"off_board": 1, "total_variation": 1}
+
+
+SHARED = """
+import json, sys
+import claims as benchmark
+
+trained = []
+def child(claim, variants, seed):
+    trained.append([claim, variants, seed])
+    common = {"claim": claim, "seed": seed, "recipe": "published", "backend": "jax"}
+    rows = [{"steps": 1, "frechet": 1.0}]
+    return [{**common, "variant": v, "results": rows} for v in variants]
+benchmark.child = child
+benchmark.keras.backend.backend = lambda: "jax"
+for seeds in ("0", "0,1"):
+    benchmark.FLAGS(["x", "--claim=kernel", "--claim=sampler", "--claim=weighting",
+                     f"--seeds={seeds}", "--out=" + sys.argv[1]])
+    benchmark.main(None)
+print(json.dumps(trained))
+"""
+
+
+def test_what_no_variant_changes_is_trained_once(tmp_path):
+    path = tmp_path / "claims.json"
+    result = run_code(
+        f"import sys\nsys.argv = ['x', {str(path)!r}]\n" + SHARED, "benchmarks"
+    )
+    assert result.returncode == 0, result.stderr
+    samplers = ["pushforward", "restart", "gamma 0.25", "gamma 0.5"]
+    one_seed = [
+        *(["kernel", [v]] for v in ("Laplace", "RBF", "energy", "pseudo-Huber 0.5")),
+        ["sampler", samplers],
+        *(["weighting", [v]] for v in ("uniform", "a = 2")),
+    ]
+    trained = json.loads(result.stdout.splitlines()[-1])
+    assert trained == [[*one, seed] for seed in (0, 1) for one in one_seed]
+    kept = json.loads(path.read_text())
+    assert len(kept) == 2 * 11
+    copied = [run for run in kept if run["variant"] == "a = 1"]
+    assert [run["claim"] for run in copied] == ["weighting"] * 2
 
 
 PIECES_OF_CLAIMS = """
@@ -201,9 +277,8 @@ def test_budgets():
 @pytest.mark.parametrize("benchmark", ["objectives", "claims"])
 def test_every_run_takes_a_step(benchmark):
     code = f"""
-import budgets, keras
-budgets.rows_of = lambda *_: []
 import {benchmark} as benchmark
+import budgets, keras
 benchmark.FLAGS(["x"])
 data = budgets.Data("digits")
 if {benchmark!r} == "objectives":
@@ -212,7 +287,7 @@ if {benchmark!r} == "objectives":
     models = (benchmark.build(data, *run, 0, 8) for run in runs)
 else:
     runs = [(c, v) for c in benchmark.CLAIMS for v in benchmark.CLAIMS[c]]
-    models = (benchmark.build(data, benchmark.CLAIMS[c][v], 0, 8) for c, v in runs)
+    models = (benchmark.build(data, benchmark.setting_of(*run), 0) for run in runs)
 assert len(runs) > 30
 if {benchmark!r} == "objectives":
     assert all(len(trials) == 4 for trials in benchmark.TRIALS.values())

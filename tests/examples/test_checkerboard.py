@@ -26,8 +26,8 @@ def test_it_draws_the_data_beside_the_samples(tmp_path):
 def test_the_board_has_its_squares_and_its_scale():
     result = run_code(
         """
-import json, numpy as np, checkerboard
-points = checkerboard.checkerboard(np.random.default_rng(0), 100_000)
+import json, numpy as np, two_dimensions
+points = two_dimensions.checkerboard(np.random.default_rng(0), 100_000)
 edges = np.linspace(-1, 1, 5) * np.sqrt(0.75)
 counts, _, _ = np.histogram2d(*points.T, bins=[edges, edges])
 print(json.dumps([str(points.dtype), points.std(axis=0).tolist(), counts.tolist()]))
