@@ -17,6 +17,7 @@ step that --costs measures in processor seconds). A run that is in the file of r
 is not repeated, and --merge adds those of other files. --table prints, for each
 objective, means over the seeds with their standard errors and, after the stroke, of
 label agreement, and the median at one step; with --precision, precision and recall.
+--samples leaves samples of each run in a folder; draw_objectives.py draws them.
 """
 
 import json
@@ -58,6 +59,7 @@ flags.DEFINE_multi_string("merge", [], "File whose runs to add; run nothing.")
 flags.DEFINE_bool("costs", False, "Measure the cost of a step of each; train nothing.")
 flags.DEFINE_bool("table", False, "Print the table of the results; run nothing.")
 flags.DEFINE_bool("precision", False, "Precision and recall in --table.")
+flags.DEFINE_string("samples", "", "Folder for ten samples of each number of steps.")
 flags.DEFINE_string("out", "", "File of the results. Default: one by the data's name.")
 flags.DEFINE_string("one", "", "For the child processes: JSON of one run.")
 
@@ -222,6 +224,18 @@ def results_of(model, data, seed):
     return budgets.rows_of(model, data, SAMPLING_STEPS, seed)
 
 
+def keep_samples(model, name, trial, seed):
+    """One sample of each class for each number of steps: (steps, 10, ...)."""
+    samples = [
+        model.generate(range(10), num_steps=count, seed=seed, verbose=0)
+        for count in SAMPLING_STEPS
+    ]
+    title = f"{name}: {trial}" if trial else name
+    folder = pathlib.Path(FLAGS.samples, keras.backend.backend(), str(seed))
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / f"{title.replace('/', ' of ')}.npy", np.float16(samples))
+
+
 def run_one(name, trial, seed, steps):
     """Trains and measures one run."""
     data = budgets.Data(FLAGS.data, FLAGS.num_samples)
@@ -232,6 +246,8 @@ def run_one(name, trial, seed, steps):
     options = {"shuffle": False, "verbose": 0, "callbacks": [times]}
     history = model.fit(batches, epochs=max(1, steps // epoch), **options).history
     measuring.wait(history["loss"])
+    if FLAGS.samples:
+        keep_samples(model, name, trial, seed)
     return {
         "name": name,
         "trial": trial,
@@ -290,6 +306,7 @@ def child(one):
     """Runs one in a process of its own."""
     command = [sys.executable, __file__, f"--data={FLAGS.data}"]
     command += [f"--num_samples={FLAGS.num_samples}", f"--tuning={FLAGS.tuning}"]
+    command.append(f"--samples={FLAGS.samples}")
     command.append(f"--one={json.dumps(one)}")
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(result.stdout.splitlines()[-1])

@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 from scripts import ROOT, run_code, run_script
 
 pytestmark = [
@@ -74,6 +76,25 @@ def test_runs_of_other_files_are_added_once(tmp_path):
     merged = json.loads(path.read_text())
     assert [run["name"] for run in merged["runs"]] == ["MeanFlow", "SoFlow"]
     assert merged["costs"] == COSTS
+
+
+def test_a_run_and_its_pictures(tmp_path):
+    path, samples = tmp_path / "objectives.json", tmp_path / "samples"
+    given = ["--name=SoFlow", "--steps=2", "--tuning", "--trials=0"]
+    given += [f"--samples={samples}", f"--out={path}"]
+    for _ in range(2):  # what is in the file is not run again
+        result = run_script("benchmarks/objectives.py", *given)
+        assert result.returncode == 0, result.stderr
+    (run,) = json.loads(path.read_text())["runs"]
+    assert [row["steps"] for row in run["results"]] == [1, 2, 4]
+    assert run["training_steps"] == 2 and "log_residual" in run["logs"]
+    (kept,) = samples.glob("*/0/SoFlow.npy")
+    assert np.load(kept).shape == (5, 10, 8, 8, 1)
+    for given in ([], [f"--samples={kept.parent}"]):
+        picture = tmp_path / f"{len(given)}.png"
+        result = run_script("benchmarks/draw_objectives.py", f"--out={picture}", *given)
+        assert result.returncode == 0, result.stderr
+        assert np.asarray(Image.open(picture).convert("L")).std() > 10
 
 
 BEST = """
