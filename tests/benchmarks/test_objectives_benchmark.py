@@ -210,12 +210,12 @@ def test_what_no_variant_changes_is_trained_once(tmp_path):
     one_seed = [
         *(["kernel", [v]] for v in ("Laplace", "RBF", "energy", "pseudo-Huber 0.5")),
         ["sampler", samplers],
-        *(["weighting", [v]] for v in ("uniform", "a = 2")),
+        *(["weighting", [v]] for v in ("uniform", "ELBO", "ELBO, alpha", "a = 2")),
     ]
     trained = json.loads(result.stdout.splitlines()[-1])
     assert trained == [[*one, seed] for seed in (0, 1) for one in one_seed]
     kept = json.loads(path.read_text())
-    assert len(kept) == 2 * 11
+    assert len(kept) == 2 * 13
     copied = [run for run in kept if run["variant"] == "a = 1"]
     assert [run["claim"] for run in copied] == ["weighting"] * 2
 
