@@ -3,9 +3,9 @@
     python benchmarks/draw_objectives.py --out=objectives.png
     python benchmarks/draw_objectives.py --samples=runs/samples/jax/0 --out=samples.png
 
-Curves are of the Fréchet distance, one for each objective, medians over the seeds of the
-runs of a budget. --samples is a folder that `objectives.py --samples` filled: a row for
-each file of it, ten samples in one step beside ten in four, from the same noise.
+Curves are of the Fréchet distance, one for each objective, medians over the seeds of
+the runs of a budget. --samples is a folder that `objectives.py --samples` filled: a row
+for each file of it, ten samples in one step beside ten in four, from the same noise.
 """
 
 import json
