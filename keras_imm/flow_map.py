@@ -346,6 +346,9 @@ class Network:
         training: As in a call of `FlowMap`.
         weights: Function from the name of averages to a context manager in which the
             backbone has them; see `with_weights`.
+        masks: Values that the backbone's random states have at the beginning of every
+            call, so that dropout draws one mask for all. Default: each call goes on
+            where the one before it ended.
 
     Attributes:
         schedule: The flow map's `Schedule`, with derivatives.
@@ -354,6 +357,8 @@ class Network:
         min_time: Start of the time range.
         max_time: End of the time range.
         null_label: The label that stands for none, or None without classes.
+        draws_masks: Whether calls draw random numbers, of the shape of the rows that
+            they are given: rows alone get other masks than among all.
 
     Example:
 
@@ -373,6 +378,7 @@ class Network:
         augmentation_labels: Any = None,
         training: bool = False,
         weights: Callable[[str], contextlib.AbstractContextManager] | None = None,
+        masks: Sequence[Any] | None = None,
     ):
         self._flow_map = flow_map
         self._labels = labels
@@ -383,6 +389,7 @@ class Network:
             "training": training,
         }
         self._weights = weights
+        self._masks = masks
         self._scope: Callable = contextlib.nullcontext
         self.schedule = flow_map.schedule
         self.parameterization = flow_map.parameterization
@@ -401,7 +408,7 @@ class Network:
     ) -> Any:
         """f_{s,t}(x): the identity, without a gradient, where s = t."""
         labels = self._labels if labels is None else labels
-        with self._scope():
+        with self._call():
             return self._flow_map(
                 x, t, s, labels, coefficients=coefficients, **self._bound
             )
@@ -409,13 +416,13 @@ class Network:
     def output(self, x: Any, t: Any, s: Any, labels: Any = None) -> Any:
         """G at (x, t, s), float32 or wider; s = t is a call like any other."""
         labels = self._labels if labels is None else labels
-        with self._scope():
+        with self._call():
             return self._flow_map.output(x, t, s, labels, **self._bound)
 
     def velocity(self, x: Any, t: Any, labels: Any = None) -> Any:
         """dx/dt of the flow at (x, t)."""
         labels = self._labels if labels is None else labels
-        with self._scope():
+        with self._call():
             return self._flow_map.velocity(x, t, labels, **self._bound)
 
     def coefficients(self, s: Any, t: Any) -> Coefficients:
@@ -468,6 +475,20 @@ class Network:
             lambda s: self.output(x, t, s, labels), (s,), (ops.ones_like(s),)
         )
 
+    @property
+    def draws_masks(self) -> bool:
+        return self._bound["training"] and bool(random_states(self._flow_map.backbone))
+
+    @contextlib.contextmanager
+    def _call(self) -> Iterator[None]:
+        """Inside, the backbone has this network's weights and random states."""
+        with self._scope():
+            if self._masks is not None:
+                states = random_states(self._flow_map.backbone)
+                for state, value in zip(states, self._masks, strict=True):
+                    state.assign(value)
+            yield
+
     def _jvp(self, function: Callable, primals: tuple, tangents: tuple) -> tuple:
         """`jvp` of a function that calls the backbone."""
         has_masks = bool(random_states(self._flow_map.backbone))
@@ -489,8 +510,10 @@ class Network:
         labels = None if self._labels is None else rows(self._labels)
         if bound["augmentation_labels"] is not None:
             bound["augmentation_labels"] = rows(bound["augmentation_labels"])
-        network = Network(self._flow_map, labels, **bound)
-        network._weights, network._scope = self._weights, self._scope
+        network = Network(
+            self._flow_map, labels, **bound, weights=self._weights, masks=self._masks
+        )
+        network._scope = self._scope
         return network
 
     def with_weights(self, name: str) -> "Network":

@@ -83,7 +83,8 @@ def pytest_collection_modifyitems(config, items):
             if "serving" in item.path.parts:
                 item.add_marker(pytest.mark.skip(reason=reason))
     for item in items:
-        mark, chosen = item.get_closest_marker("one_backend"), "torch"
+        mark = item.get_closest_marker("one_backend")
+        chosen = mark.kwargs.get("backend", "torch") if mark else None
         if mark is None and not config.getoption("--on-every-backend"):
             mark, chosen = backend_of_its_name(item)
         if mark and keras.backend.backend() != chosen:

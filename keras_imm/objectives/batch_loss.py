@@ -138,7 +138,8 @@ class BatchLoss:
     def target(self, batch: Batch, iterations: Any, training: bool = True) -> Any:
         """What the loss compares with; nothing is kept for its gradient.
 
-        The masks that dropout draws here are drawn again for the loss.
+        Each of its calls of the network draws the masks of dropout that the loss's
+        first one draws again.
 
         Args:
             batch: What `draw` returned, or a micro-batch.
@@ -151,9 +152,8 @@ class BatchLoss:
         states = random_states(self.flow_map.backbone)
         before = [state.value * 1 for state in states]
         with without_recomputation():
-            target = self.objective.target(
-                self._network(batch, iterations, training), batch.particles
-            )
+            network = self._network(batch, iterations, training, masks=before)
+            target = self.objective.target(network, batch.particles)
         for state, value in zip(states, before, strict=True):
             state.assign(value)
         return keras.tree.map_structure(
@@ -228,7 +228,13 @@ class BatchLoss:
             self.objective.rows_argument,
         )
 
-    def _network(self, batch: Batch, iterations: Any, training: bool) -> Network:
+    def _network(
+        self,
+        batch: Batch,
+        iterations: Any,
+        training: bool,
+        masks: list | None = None,
+    ) -> Network:
         weights = None
         if self.averages is not None:
             has_begun = None if iterations is None else iterations > 0
@@ -241,6 +247,7 @@ class BatchLoss:
             augmentation_labels=batch.augmentation_labels,
             training=training,
             weights=weights,
+            masks=masks,
         )
 
     def _progress(self, iterations: Any) -> Any:

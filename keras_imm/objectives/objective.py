@@ -135,7 +135,8 @@ class Objective:
         """What the loss compares with, computed without a gradient, or None.
 
         Args:
-            network: The network; dropout draws the masks that it draws for the loss.
+            network: The network. In calls with all rows dropout draws the masks that
+                it draws in the first call of the loss.
             particles: What `draw` returned, or rows of it that stay together.
 
         Returns:

@@ -35,7 +35,7 @@ class Particles(NamedTuple):
         t: Times of shape (batch,).
         s: Times of shape (batch,), s <= t.
         middle: Times l the target starts from, shape (batch,), s <= l < t in rows
-            that jump.
+            that jump, and l = t in the others.
         velocity: alpha'(t) x + sigma'(t) noise, the shape of `x_t`.
         labels: Integers of shape (batch,), or None.
     """
@@ -190,7 +190,7 @@ class SoFlow(Objective):
         if self.flow_matching_share:
             of_velocity = self._roles.of_velocity(rows)
             t = ops.where(of_velocity, self.flow_matching_times.sample(*given), t)
-            s = ops.where(of_velocity, t, s)
+            s, middle = (ops.where(of_velocity, t, time) for time in (s, middle))
         noise = drawn_noise(network, x, seed)
         labels = self.drop_labels(network, labels, seed, training)
         return self.noised(network, x, noise, t, s, middle, labels)
@@ -219,12 +219,13 @@ class SoFlow(Objective):
             v = guided_velocity(
                 network, p.x_t, p.t, v, p.labels, scale * (1.0 - mix), scale * mix
             )
-        rows = self._roles.rows_of_jumps
-        t, middle = rows(p.t), rows(p.middle)
-        x_l = rows(p.x_t) - per_sample(t - middle, v) * rows(v)
-        jumps = network.part(rows)
-        v = v / network.sigma_data
-        return Target(v, jumps.output(x_l, middle, rows(p.s), rows(p.labels)))
+        x_l = p.x_t - per_sample(p.t - p.middle, v) * v
+        jumps, given = self._roles.rows_of_jumps, (x_l, p.middle, p.s, p.labels)
+        if network.draws_masks:  # those of the loss, which has all rows
+            output = jumps(network.output(*given))
+        else:
+            output = network.part(jumps).output(*map(jumps, given))
+        return Target(v / network.sigma_data, output)
 
     def loss(self, network: Network, particles: Particles, target: Target) -> tuple:
         """-<G, sg q> w of rows that learn jumps, the velocity's error of the others.

@@ -12,6 +12,7 @@ from small_dit import small_dit
 import keras_imm
 from contracts.serializable import SerializableContract
 from keras_imm.backend.attention import in_forward_mode
+from keras_imm.backend.random_streams import random_states
 from keras_imm.objectives import Objective
 from keras_imm.samplers import SamplingPlan
 
@@ -198,6 +199,37 @@ class ObjectiveContract(SerializableContract):
         batch_loss.loss(batch, target, step)
         total = forward + 3 * sum(passes)
         assert total == batch_loss.objective.network_passes
+
+    def test_target_and_loss_draw_the_same_masks(self, objective, data, monkeypatch):
+        """The same random state, and as many rows."""
+        model = new_model(objective, network={"dropout": 0.1})
+        batch_loss, step = model.batch_loss(), ops.convert_to_tensor(STEP, "int32")
+        batch = batch_loss.draw(tensors(data), step)
+        calls, call = [], model.backbone.call
+
+        def now():
+            return [state.value for state in random_states(model.backbone)]
+
+        def values(states):
+            return [ops.convert_to_numpy(state).tolist() for state in states]
+
+        def recorded(inputs, **kwargs):
+            # PyTorch changes them in place, and inside of a derivative reads none.
+            states = now() if in_forward_mode() else values(now())
+            calls.append((inputs[0].shape[0], states))
+            return call(inputs, **kwargs)
+
+        monkeypatch.setattr(model.backbone, "call", recorded)
+        target = batch_loss.target(batch, step)
+        of_target = [(count, values(states)) for count, states in calls]
+        calls.clear()
+        states = values(now())
+        batch_loss.loss(batch, target, step)
+        rows = calls[0][0]
+        assert rows == len(data[0])
+        assert all(found == states for _, found in of_target)
+        if not objective.averages:  # another network's output, of some rows, or all
+            assert all(found == rows for found, _ in of_target)
 
     def test_one_step(self, objective, data):
         model = new_model(objective, network={"dropout": 0.1})

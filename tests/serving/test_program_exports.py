@@ -28,7 +28,23 @@ EXPORTS = {
     "litert": (export_litert, "model.tflite"),
     "aot": (functools.partial(export_torch, compiled=True), "model.pt2"),
 }
-each = pytest.mark.parametrize("framework", ["torch", "jax", "openvino", "litert"])
+# The backend that writes it itself: under the others a child process does.
+WRITERS = {"torch": "torch", "jax": "jax", "openvino": "torch", "litert": "tensorflow"}
+each = pytest.mark.parametrize("framework", list(WRITERS))
+
+
+def by_its_writer(*frameworks):
+    """Parametrizes over frameworks, or tuples of one and more, each on one backend."""
+    cases = [one if isinstance(one, tuple) else (one,) for one in frameworks]
+    reason = "what is written is the same on all backends"
+    marked = [
+        pytest.param(
+            *case, marks=pytest.mark.one_backend(reason, backend=WRITERS[case[0]])
+        )
+        for case in cases
+    ]
+    names = ("framework", "weights", "which")[: len(cases[0])]
+    return pytest.mark.parametrize(names, marked)
 
 
 def inputs_of(count, conditional=True, scale=None):
@@ -73,8 +89,7 @@ def test_samples_are_those_of_generate_for_any_number_of_rows(
 
 
 @pytest.mark.slow("exports, and processes that run them")
-@pytest.mark.one_backend("what is written is the same on all backends")
-@each
+@by_its_writer(*WRITERS)
 @pytest.mark.parametrize(
     "options",
     [
@@ -98,8 +113,7 @@ def test_samplers_intervals_grids_and_weights(model, tmp_path, framework, option
 
 
 @pytest.mark.slow("exports, and processes that run them")
-@pytest.mark.one_backend("what is written is the same on all backends")
-@each
+@by_its_writer(*WRITERS)
 def test_models_without_labels_with_plans_and_half_precision(tmp_path, framework):
     export, name = EXPORTS[framework]
     model = trained_model(num_classes=0)
@@ -231,8 +245,7 @@ def test_litert_computes_in_float32(tmp_path, policy):
 
 
 @pytest.mark.slow("exports, and processes that run them")
-@pytest.mark.one_backend("what is written is the same on all backends")
-@pytest.mark.parametrize("framework", ["torch", "jax"])
+@by_its_writer("torch", "jax")
 def test_quantized_models(tmp_path, framework):
     model = trained_model()
     model.quantize("int8")
@@ -255,13 +268,9 @@ def rounded(model, which):
 
 
 @pytest.mark.slow("exports, and a process that runs them")
-@pytest.mark.one_backend("what is written is the same on all backends")
-@pytest.mark.parametrize(
-    ("framework", "weights", "which"),
-    [
-        ("openvino", "model.bin", lambda value: True),
-        ("litert", "", lambda value: np.sum(np.array(value.shape) > 1) > 1),
-    ],
+@by_its_writer(
+    ("openvino", "model.bin", lambda value: True),
+    ("litert", "", lambda value: np.sum(np.array(value.shape) > 1) > 1),
 )
 def test_weights_of_half_the_size(model, tmp_path, framework, weights, which):
     export, name = EXPORTS[framework]
