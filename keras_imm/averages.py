@@ -11,6 +11,7 @@ Reference:
 import os
 import pathlib
 import re
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = ["decay", "exponent", "mixture", "reconstruct", "snapshots"]
 FILE = "snapshot_{step:09d}.npz"
 _FILES = re.compile(r"snapshot_(\d{9})\.npz")
 _STEP, _LENGTHS = "step", "lengths"  # beside the averages, whose names have a slash
+_LARGEST_ERROR = 0.15  # of a profile, as a share of its norm
 
 
 def exponent(length: float) -> float:
@@ -84,14 +86,19 @@ def unpack(path: pathlib.Path) -> tuple[int, list[float], list[dict]]:
     Raises:
         ValueError: If the file is no snapshot.
     """
+    return _read(path, lambda name: True)
+
+
+def _read(path, is_wanted):
+    """What `pack` was given, of the averages those of whose arrays this is wanted."""
     try:
         with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
-        step, lengths = int(arrays.pop(_STEP)), arrays.pop(_LENGTHS).tolist()
-        averages = [{} for _ in lengths]
-        for name, value in arrays.items():
-            index, _, name = name.partition("/")
-            averages[int(index)][name] = value
+            step, lengths = int(file[_STEP]), file[_LENGTHS].tolist()
+            averages = [{} for _ in lengths]
+            for key in file.files:
+                index, slash, name = key.partition("/")
+                if slash and is_wanted(name):
+                    averages[int(index)][name] = file[key]
     except (OSError, KeyError, IndexError, ValueError, EOFError) as error:
         raise ValueError(f"{path} is no snapshot of averages: {error}") from None
     return step, lengths, averages
@@ -105,7 +112,8 @@ def reconstruct(
     Args:
         folder: What `keras_imm.callbacks.PowerAverages` wrote.
         length: Relative width of the average, as in `exponent`, such as 0.05. Between
-            the lengths that were kept and somewhat beyond them it is accurate.
+            the lengths that were kept and somewhat beyond them it is accurate; where
+            the snapshots do not have it, there is a warning.
         step: At which the average ends: one that has a snapshot. Default: the last.
 
     Returns:
@@ -135,22 +143,34 @@ def reconstruct(
             f"`step` must be one of the snapshots in {str(folder)!r}: "
             f"{shortened(', '.join(map(str, files)))}. Received: step={step}"
         )
-    kept = [unpack(path) for number, path in files.items() if number <= step]
-    profiles = [(at, exponent(each)) for at, lengths, _ in kept for each in lengths]
-    weights = mixture(profiles, (step, gamma))
-    averages = [average for _, _, each in kept for average in each]
-    return {
-        name: sum(
-            weight * average[name].astype("float64")
-            for weight, average in zip(weights, averages, strict=True)
-        ).astype("float32")
-        for name in averages[0]
-    }
+    paths = [path for number, path in files.items() if number <= step]
+    profiles = [_read(path, lambda name: False)[:2] for path in paths]
+    profiles = [(at, exponent(each)) for at, lengths in profiles for each in lengths]
+    weights, error = mixture(profiles, (step, gamma))
+    if error > _LARGEST_ERROR:
+        warnings.warn(
+            f"The snapshots in {str(folder)!r} make an average of length {length} with "
+            f"an error of {error:.0%} of its profile only: keep more of them, or "
+            "`lengths` nearer to it.",
+            stacklevel=2,
+        )
+    sums: dict[str, np.ndarray] = {}
+    for weight, average in zip(weights, _averages_of(paths), strict=True):
+        for name, value in average.items():
+            term = weight * value.astype("float64")
+            sums[name] = sums[name] + term if name in sums else term
+    return {name: value.astype("float32") for name, value in sums.items()}
+
+
+def _averages_of(paths):
+    """The averages of snapshots, of which one file's are in memory at a time."""
+    for path in paths:
+        yield from unpack(path)[2]
 
 
 def mixture(
     profiles: Sequence[tuple[float, float]], wanted: tuple[float, float]
-) -> np.ndarray:
+) -> tuple[np.ndarray, float]:
     """Weights with which power functions add up to another one, by least squares.
 
     Args:
@@ -158,17 +178,27 @@ def mixture(
             its step, 0 beyond.
         wanted: That of the other.
 
+    The weights sum to 1, so that what does not change has itself as its average.
+
     Returns:
-        float64 array of shape (len(profiles),).
+        float64 array of shape (len(profiles),), and the norm of what is missing, as a
+        share of the norm of the other.
     """
     products = np.array([[_product(a, b) for b in profiles] for a in profiles])
     with_wanted = np.array([_product(a, wanted) for a in profiles])
-    # Neighbours are nearly alike, and the products of one scale.
+    # Neighbours are nearly alike, and the products of one scale. A last row, with its
+    # Lagrange multiplier, is for the sum.
     scale = 1 / np.sqrt(np.diag(products))
+    size = np.linalg.norm(scale)
+    ones = scale[:, None] / size
+    system = np.block([[products * scale[:, None] * scale, ones], [ones.T, 0.0]])
     solution = np.linalg.lstsq(
-        products * scale[:, None] * scale, with_wanted * scale, rcond=1e-12
+        system, np.append(with_wanted * scale, 1 / size), rcond=1e-12
     )[0]
-    return solution * scale
+    weights = solution[:-1] * scale
+    whole = _product(wanted, wanted)
+    missing = whole - 2 * weights @ with_wanted + weights @ products @ weights
+    return weights, float(np.sqrt(max(missing, 0.0) / whole))
 
 
 def _product(a: tuple[float, float], b: tuple[float, float]) -> float:

@@ -74,6 +74,55 @@ def test_other_lengths_are_sums_of_snapshots(tmp_path, length):
     np.testing.assert_allclose(again, exact, rtol=1e-3, atol=1e-3)
 
 
+def write_constants(folder, count, lengths=(0.05, 0.1)):
+    """Snapshots of a run in which nothing changed."""
+    for step in range(1, count + 1):
+        values = [{"w": np.full(3, 7.0, "float32")} for _ in lengths]
+        arrays = averages.pack(100 * step, lengths, values)
+        np.savez(folder / averages.FILE.format(step=100 * step), **arrays)
+
+
+@pytest.mark.one_backend("NumPy")
+@pytest.mark.parametrize("length", [0.01, 0.05, 0.08, 0.2, 0.28])
+@pytest.mark.parametrize("count", [1, 2, 5, 12, 40])
+@pytest.mark.filterwarnings("ignore:The snapshots in")
+def test_what_does_not_change_is_its_average(tmp_path, count, length):
+    write_constants(tmp_path, count)
+    found = averages.reconstruct(tmp_path, length)["w"]
+    np.testing.assert_allclose(found, 7.0, rtol=1e-6)
+
+
+@pytest.mark.one_backend("NumPy")
+def test_the_error_is_that_of_the_profile(tmp_path):
+    profiles = [(step, averages.exponent(e)) for step in (2, 4) for e in (0.05, 0.1)]
+    gamma = averages.exponent(0.2)
+    weights, error = averages.mixture(profiles, (4, gamma))
+    tau = (np.arange(400_000) + 0.5) / 100_000
+    densities = [
+        np.where(tau < end, (g + 1) / end * (tau / end) ** g, 0.0)
+        for end, g in [*profiles, (4, gamma)]
+    ]
+    missing = np.tensordot(weights, densities[:-1], axes=1) - densities[-1]
+    exact = np.linalg.norm(missing) / np.linalg.norm(densities[-1])
+    assert error == pytest.approx(exact, rel=1e-3)
+    # Weights of the same sum next to these do worse.
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        step = rng.standard_normal(4) * 1e-3
+        other = np.tensordot(weights + step - step.mean(), densities[:-1], axes=1)
+        assert np.linalg.norm(other - densities[-1]) > np.linalg.norm(missing)
+
+
+@pytest.mark.one_backend("NumPy")
+def test_an_average_that_the_snapshots_do_not_have_is_a_warning(tmp_path, recwarn):
+    write_constants(tmp_path, 12)
+    for length in (0.03, 0.05, 0.15, 0.2):
+        averages.reconstruct(tmp_path, length)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="of length 0.01 with an error of 44% of its"):
+        averages.reconstruct(tmp_path, 0.01)
+
+
 def make_model():
     keras.utils.set_random_seed(0)
     model = keras_imm.FlowMapModel(small_dit(num_classes=3), "flow_matching", seed=1)
@@ -125,6 +174,17 @@ def test_the_callback_averages_every_step(tmp_path):
             path = np.array([weights.path[step][name] for step in range(1, STEPS + 1)])
             expected = by_definition(path, gamma)
             np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("freq", "steps"), [(2, [16, 24]), (3, [24]), (10, [24])])
+def test_the_end_of_training_has_a_snapshot(tmp_path, freq, steps):
+    fit(make_model(), [PowerAverages(tmp_path, freq=freq)])
+    assert list(averages.snapshots(tmp_path)) == steps
+    # A model that goes on does so from it.
+    again = make_model()
+    fit(again, [], epochs=3)
+    fit(again, [PowerAverages(tmp_path, freq=freq)], epochs=1)
+    assert list(averages.snapshots(tmp_path)) == [*steps, 32]
 
 
 def test_samples_of_reconstructed_weights(tmp_path):

@@ -31,7 +31,8 @@ class PowerAverages(keras.callbacks.Callback):
         folder: Where the snapshots are written, a file each.
         lengths: Relative widths of the averages that are kept; see
             `keras_imm.averages.exponent`.
-        freq: Epochs between snapshots. A dozen in all is enough.
+        freq: Epochs between snapshots. A dozen in all is enough. One more is written at
+            the end of `fit`.
         every_n_steps: Training steps between updates of the averages.
 
     Raises:
@@ -114,6 +115,12 @@ class PowerAverages(keras.callbacks.Callback):
         with pause(self.model):
             self._update()
             if (epoch + 1) % self.freq == 0:
+                self._save()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        trained = self._values is not None
+        if trained and self._step not in averages.snapshots(self.folder):
+            with pause(self.model):
                 self._save()
 
     def _weights(self) -> dict[str, Any]:
