@@ -72,8 +72,8 @@ class FlowMapModel(backend.TrainableModel):
             there is an `augmentation`. It returns G, of the shape of x. Under a
             half-precision policy Keras rounds what a layer is given: make the layer
             with `autocast=False`, as `DiT` is, to see the times in float32.
-        objective: "moment_matching", "flow_matching" or a
-            `keras_imm.objectives.Objective`.
+        objective: A name, such as "moment_matching" or "mean_flow", of those that
+            `keras_imm.objectives.get` lists, or a `keras_imm.objectives.Objective`.
         schedule: "flow_matching", "cosine" or a `keras_imm.schedules.Schedule`.
             Default of this and of the next five: the objective's `flow_map`, else
             "flow_matching", "euler_fm", "s", 1000, 0 and 0.994.
@@ -212,6 +212,8 @@ class FlowMapModel(backend.TrainableModel):
                 f"Received: averages={wanted}, the model's {owned}"
             )
         objective.check(self._flow_map)
+        given = {name: getattr(self._flow_map, name) for name in objective.flow_map}
+        _warn_of_what_is_not_meant(objective, given, stacklevel=3)
         self._objective = objective
         self._renew_step()
 
@@ -1066,18 +1068,21 @@ class FlowMapModel(backend.TrainableModel):
     ) -> None:
         """Warns, once, if sampling needs a label that was never trained.
 
-        That is the null label with `label_dropout=0.0`, and all others with 1.0.
+        That is the null label with `label_dropout=0.0`, or of an objective that leaves
+        it out, and all others with 1.0.
 
         Args:
             labels: Integers in [0, num_classes], or None for the null label.
             plan: How they are sampled.
         """
         dropout = self.objective.label_dropout
-        if not self.num_classes or 0.0 < dropout < 1.0 or self._has_warned:
+        jumps = self.objective.jumps_without_label or dropout == 1.0
+        is_trained = 0.0 < dropout < 1.0 and jumps
+        if not self.num_classes or is_trained or self._has_warned:
             return
         labels = np.asarray(self.num_classes if labels is None else labels)
         guided = plan.guidance_scale not in (None, 1.0)
-        if dropout:
+        if dropout == 1.0:
             untrained = "Labels other than the null label"
             needed = np.any(labels != self.num_classes)
         else:
@@ -1086,11 +1091,11 @@ class FlowMapModel(backend.TrainableModel):
             needed = guided or np.any(labels == self.num_classes)
         if needed:
             self._has_warned = True
-            verb = "are" if dropout else "is"
-            warnings.warn(
-                f"{untrained} {verb} not trained with `label_dropout={dropout}`.",
-                stacklevel=3,
-            )
+            verb = "are" if dropout == 1.0 else "is"
+            how = f"trained with `label_dropout={dropout}`"
+            if 0.0 < dropout < 1.0:
+                how = f"trained in jumps by {type(self.objective).__name__}"
+            warnings.warn(f"{untrained} {verb} not {how}.", stacklevel=3)
 
     def _sampling(self) -> samplers.Generator:
         own = keras_private.variable_ids(self.backbone)
@@ -1512,18 +1517,34 @@ class FlowMapModel(backend.TrainableModel):
 def _with_defaults(arguments: dict, objective: objectives.Objective) -> dict:
     """Arguments of a flow map: the objective's, then the usual, in place of None."""
     wanted = _FLOW_MAP_DEFAULTS | dict(objective.flow_map)
-    for name, value in objective.flow_map.items():
-        given = arguments[name]
-        if given is not None and given != value:
-            warnings.warn(
-                f"{type(objective).__name__} is meant for {name}={value!r}. "
-                f"Received: {name}={given!r}",
-                stacklevel=3,
-            )
+    _warn_of_what_is_not_meant(objective, arguments, stacklevel=4)
     return {
         name: wanted[name] if value is None else value
         for name, value in arguments.items()
     }
+
+
+def _warn_of_what_is_not_meant(
+    objective: objectives.Objective, arguments: dict, stacklevel: int
+) -> None:
+    """Warns of arguments of a flow map other than the objective wants."""
+    for name, value in objective.flow_map.items():
+        given = arguments[name]
+        if given is not None and _value_of(name, given) != _value_of(name, value):
+            warnings.warn(
+                f"{type(objective).__name__} is meant for {name}={value!r}. "
+                f"Received: {name}={given!r}",
+                stacklevel=stacklevel,
+            )
+
+
+def _value_of(name: str, argument: Any) -> Any:
+    """An argument as what can be compared: of a piece, its class and its config."""
+    module = {"schedule": schedules, "parameterization": parameterizations}.get(name)
+    if module is None:
+        return argument
+    piece = module.get(argument)
+    return type(piece), piece.get_config()
 
 
 def _of_plan(weights: str | Mapping[str, Any]) -> str:

@@ -75,8 +75,8 @@ class ContinuousConsistency(ToTheData):
         "max_time": 1.0,
     }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "cifar10": {"label_dropout": 0.0},
-        "imagenet64": {"noise_std": 1.6},
+        "cifar10": {"warmup": 0.025, "label_dropout": 0.0},
+        "imagenet64": {"warmup": 0.025, "noise_std": 1.6},
     }
 
     def __init__(

@@ -15,6 +15,8 @@ from keras_imm.objectives.velocity import (
     JumpParticles,
     adaptive,
     check_average_velocity,
+    check_guidance,
+    check_has_null_label,
     drawn_noise,
     guided_velocity,
     jump_particles,
@@ -125,6 +127,8 @@ class MeanFlow(Objective):
         self.omega = omega
         self.kappa = kappa
         self.guided_until = guided_until
+        if self._guides:
+            check_guidance(label_dropout, self._guidance)
 
     @property
     def rows_together(self) -> int:
@@ -140,8 +144,14 @@ class MeanFlow(Objective):
     def _guides(self) -> bool:
         return (self.omega, self.kappa) != (1.0, 0.0)
 
+    @property
+    def _guidance(self) -> str:
+        return f"omega={self.omega!r}, kappa={self.kappa!r}"
+
     def check(self, flow_map: FlowMap) -> None:
         check_average_velocity(flow_map, "MeanFlow")
+        if self._guides:
+            check_has_null_label(flow_map, self._guidance)
 
     def draw(
         self,

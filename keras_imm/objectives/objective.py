@@ -48,6 +48,8 @@ class Objective:
             explicit one is taken with a warning.
         needs_total_steps: Whether it uses `progress`, so that `fit` must know the
             number of steps.
+        jumps_without_label: Whether jumps are trained for dropped labels, too, and not
+            the velocity alone.
         pieces: Names of the arguments that are objects with a config of their own,
             which `get_config` and `from_config` carry over.
         presets: By name arguments that were published.
@@ -93,6 +95,7 @@ class Objective:
     num_steps: int = 2
     flow_map: ClassVar[Mapping[str, Any]] = {}
     needs_total_steps: bool = False
+    jumps_without_label: bool = True
     rows_argument: ClassVar[str] = "rows_together"  # what messages call that number
     pieces: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

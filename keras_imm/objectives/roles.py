@@ -31,7 +31,7 @@ class Roles:
             name,
             share,
             f"a fraction in [0, 1) with a denominator of at most {_MAX_PERIOD}",
-            lambda share: 0 <= share < 1 and abs(_fraction(share) - share) < 1e-6,
+            lambda share: 0 <= share < 1 and is_fraction(share),
         )
         share = _fraction(share)
         self.share = float(share)
@@ -74,6 +74,11 @@ class Roles:
         runs = ops.reshape(x, (-1, self.rows_together, *shape))
         rows = runs[:, first * self._rows : end * self._rows]
         return ops.reshape(rows, (-1, *shape))
+
+
+def is_fraction(share: float) -> bool:
+    """Whether a share is a fraction with a denominator of at most 16."""
+    return abs(_fraction(share) - share) < 1e-6
 
 
 def _fraction(share: float) -> fractions.Fraction:

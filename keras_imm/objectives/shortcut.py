@@ -9,10 +9,12 @@ from keras import ops
 
 from keras_imm.flow_map import FlowMap, Network, per_sample
 from keras_imm.objectives.objective import Objective
-from keras_imm.objectives.roles import Roles
+from keras_imm.objectives.roles import Roles, is_fraction
 from keras_imm.objectives.velocity import (
     AVERAGE_VELOCITY,
     check_average_velocity,
+    check_guidance,
+    check_has_null_label,
     drawn_noise,
     log_squared_norm,
     noised,
@@ -46,6 +48,9 @@ class Shortcut(Objective):
 
     Step sizes are 1, 1/2, ... down to two finest steps; the finest step is the flow's
     velocity, which the other rows learn. The halves are taken with averaged weights.
+    Rows that learn from halves keep their labels, as published: of the null label the
+    velocity is trained and no jump, so that sampling in few steps wants labels and no
+    guidance.
 
     Args:
         bootstrap_share: Share of the rows that learn from two halves: a fraction in
@@ -56,7 +61,8 @@ class Shortcut(Objective):
         target_momentum: Momentum of the averages of the weights.
         guidance_scale: Guidance of the finest halves, from which the coarser steps
             learn it; None for none.
-        label_dropout: As in `Objective`; of the rows that learn the velocity alone.
+        label_dropout: As in `Objective`; of the rows that learn the velocity alone,
+            unless it is 1.
         total_steps: As in `Objective`; not used.
 
     Raises:
@@ -67,6 +73,7 @@ class Shortcut(Objective):
           authors' code has a share of 1/8, the default here; their text says 1/4.
     """
 
+    jumps_without_label = False
     flow_map: ClassVar[Mapping[str, Any]] = AVERAGE_VELOCITY
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "celeba_hq256": {"label_dropout": 0.0},
@@ -88,7 +95,7 @@ class Shortcut(Objective):
             "bootstrap_share",
             bootstrap_share,
             "a fraction in (0, 1] with a denominator of at most 16",
-            lambda share: 0 < share <= 1,
+            lambda share: 0 < share <= 1 and is_fraction(share),
         )
         self._roles = Roles("bootstrap_share", 1.0 - bootstrap_share)
         check_number(
@@ -109,6 +116,8 @@ class Shortcut(Objective):
         self.clip = clip
         self.target_momentum = target_momentum
         self.guidance_scale = guidance_scale
+        if self._guides:
+            check_guidance(label_dropout, f"guidance_scale={guidance_scale!r}")
 
     @property
     def rows_together(self) -> int:
@@ -122,11 +131,16 @@ class Shortcut(Objective):
     def network_passes(self) -> float:
         # Two halves of some rows, again without labels, the output and its backward
         # pass.
-        guided = self.guidance_scale is not None
-        return 3.0 + 2.0 * self.bootstrap_share * (1 + guided)
+        return 3.0 + 2.0 * self.bootstrap_share * (1 + self._guides)
+
+    @property
+    def _guides(self) -> bool:
+        return self.guidance_scale is not None
 
     def check(self, flow_map: FlowMap) -> None:
         check_average_velocity(flow_map, "Shortcut")
+        if self._guides:
+            check_has_null_label(flow_map, f"guidance_scale={self.guidance_scale!r}")
         if (flow_map.min_time, flow_map.max_time) != (0.0, 1.0):
             raise ValueError(
                 "`Shortcut` has steps of 1, 1/2, 1/4 ...: it needs `min_time=0` and "
@@ -162,7 +176,8 @@ class Shortcut(Objective):
         noise = drawn_noise(network, x, seed)
         if labels is not None:
             dropped = self.drop_labels(network, labels, seed, training)
-            labels = ops.where(of_velocity, dropped, labels)
+            has_none = training and self.label_dropout == 1.0
+            labels = dropped if has_none else ops.where(of_velocity, dropped, labels)
         return self.noised(network, x, noise, t, step, labels)
 
     def noised(
@@ -194,7 +209,7 @@ class Shortcut(Objective):
             finest = half * self.finest_steps < 1.5
             s = ops.where(finest, t, t - half)
             u = averaged.output(x, t, s, labels)
-            if self.guidance_scale is not None and labels is not None:
+            if self._guides and labels is not None:
                 null = ops.zeros_like(labels) + network.null_label
                 of_null = averaged.output(x, t, s, null)
                 guided = of_null + self.guidance_scale * (u - of_null)

@@ -14,6 +14,8 @@ from keras_imm.objectives.velocity import (
     AVERAGE_VELOCITY,
     adaptive,
     check_average_velocity,
+    check_guidance,
+    check_has_null_label,
     drawn_noise,
     guided_velocity,
     log_squared_norm,
@@ -153,6 +155,8 @@ class SoFlow(Objective):
         self.constant = constant
         self.guidance_scale = guidance_scale
         self.guidance_mix = guidance_mix
+        if self._guides:
+            check_guidance(label_dropout, self._guidance)
 
     @property
     def rows_together(self) -> int:
@@ -167,8 +171,15 @@ class SoFlow(Objective):
     def _guides(self) -> bool:
         return (self.guidance_scale, self.guidance_mix) != (1.0, 0.0)
 
+    @property
+    def _guidance(self) -> str:
+        scale, mix = self.guidance_scale, self.guidance_mix
+        return f"guidance_scale={scale!r}, guidance_mix={mix!r}"
+
     def check(self, flow_map: FlowMap) -> None:
         check_average_velocity(flow_map, "SoFlow")
+        if self._guides:
+            check_has_null_label(flow_map, self._guidance)
 
     def draw(
         self,

@@ -108,7 +108,7 @@ def guided_velocity(
     Reference:
         - [Geng et al., 2025](https://arxiv.org/abs/2505.13447), Eq. 21
     """
-    if labels is None:
+    if labels is None:  # all have the null label
         return velocity
     null = ops.zeros_like(labels) + network.null_label
     of_label, of_null = (
@@ -149,6 +149,25 @@ def check_velocity(flow_map: FlowMap) -> None:
         raise ValueError(
             f"`parameterization={name}` has no velocity at `min_time`: it needs a "
             f"larger one. Received: min_time={flow_map.min_time!r}"
+        )
+
+
+def check_guidance(label_dropout: float, options: str) -> None:
+    """Raises ValueError unless guidance in training has both labels and none."""
+    if not 0.0 < label_dropout < 1.0:
+        raise ValueError(
+            f"Guidance in training needs `label_dropout` in (0, 1), so that the null "
+            f"label is trained beside the others. Received: {options}, "
+            f"label_dropout={label_dropout!r}"
+        )
+
+
+def check_has_null_label(flow_map: FlowMap, options: str) -> None:
+    """Raises ValueError unless a flow map has labels to guide to."""
+    if flow_map.null_label is None:
+        raise ValueError(
+            "Guidance in training needs a backbone with `num_classes` > 0. Received: "
+            f"{options}, num_classes=0"
         )
 
 

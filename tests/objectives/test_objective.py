@@ -1,5 +1,7 @@
 """The base class of objectives, and objectives of others."""
 
+import warnings
+
 import keras
 import newcomer_objectives
 import numpy as np
@@ -98,6 +100,62 @@ def test_what_an_objective_wants_of_the_flow_map():
     with pytest.warns(UserWarning, match=r"Derivatives is meant for time_scale=1.0"):
         model = new_model(newcomer_objectives.Derivatives(), time_scale=1000.0)
     assert model.time_scale == 1000.0
+
+
+def test_another_objective_of_a_model_warns_of_what_it_is_not_meant_for():
+    model = new_model("moment_matching")
+    with pytest.warns(UserWarning, match=r"Derivatives is meant for time_scale=1\.0"):
+        model.objective = newcomer_objectives.Derivatives()
+
+
+@pytest.mark.parametrize("name", ["mean_flow", "continuous_consistency", "shortcut"])
+def test_what_is_meant_warns_of_nothing(name, tmp_path, recwarn):
+    """Neither as an object nor from a file."""
+    model = new_model(name)
+    pieces = {"schedule": model.schedule, "parameterization": model.parameterization}
+    new_model(name, **pieces)
+    model.save(tmp_path / "model.keras")
+    keras.models.load_model(tmp_path / "model.keras")
+    assert not [str(w.message) for w in recwarn if "is meant for" in str(w.message)]
+
+
+GUIDED = {
+    "MeanFlow": lambda **options: objectives.MeanFlow(omega=2.0, **options),
+    "SoFlow": lambda **options: objectives.SoFlow(guidance_mix=0.25, **options),
+    "Shortcut": lambda **options: objectives.Shortcut(guidance_scale=1.5, **options),
+}
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_guidance_in_training_needs_labels_and_none(name):
+    for rate in (0.0, 1.0):
+        with pytest.raises(ValueError, match=rf"needs `label_dropout` in.*={rate}"):
+            GUIDED[name](label_dropout=rate)
+    with pytest.raises(ValueError, match="needs a backbone with `num_classes` > 0"):
+        new_model(GUIDED[name](), num_classes=0)
+    new_model(GUIDED[name]())
+
+
+def test_jumps_of_shortcut_that_are_not_trained():
+    model = new_model(objectives.Shortcut())
+    with pytest.warns(UserWarning, match="needs, is not trained in jumps by Shortcut"):
+        model.generate(num_samples=2, num_steps=1)
+    model = new_model(objectives.Shortcut())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.generate([0, 1], num_steps=1)
+        # Where no label is trained, all rows have none.
+        objective = objectives.Shortcut(0.5, label_dropout=1.0)
+        new_model(objective).generate(num_samples=2, num_steps=1)
+    network = Network(FlowMap(FunctionNetwork(None, num_classes=7)))
+    x, labels = ops.ones((8, 4)), ops.ones((8,), "int32")
+    p = objective.draw(network, x, labels, keras.random.SeedGenerator(0))
+    assert np.all(ops.convert_to_numpy(p.labels) == 7)
+
+
+def test_a_share_that_is_no_fraction_is_named_as_it_was_given():
+    with pytest.raises(ValueError, match=r"bootstrap_share=0\.01"):
+        objectives.Shortcut(0.01)
 
 
 def test_an_objective_refuses_a_flow_map():

@@ -53,7 +53,11 @@ class TrainStep:
                 lambda: self._batch_loss.target(batch, iterations), values
             )
 
+            reached = []
+
             def scaled_loss(trainable_values):
+                trainable_values = _noting_gradients(trainable_values, reached)
+
                 def function():
                     loss, others = self._batch_loss.loss(batch, target, iterations)
                     return self._optimizer.scale_loss(loss), (loss, others)
@@ -65,6 +69,8 @@ class TrainStep:
                 return scaled, (loss, updates)
 
             gradients, (loss, updates) = jax.grad(scaled_loss, has_aux=True)(values[0])
+            if not reached:  # zeros by definition, and not by value
+                self._batch_loss.check_gradients([None] * len(trainable))
             return loss, _split_over_devices(gradients, trainable), updates
 
         iterations, _ = stateless(lambda: self._optimizer.iterations.value, values)
@@ -156,6 +162,18 @@ def _stateless(function: Callable, variables: list, values: list) -> tuple:
     with keras.StatelessScope(state_mapping=mapping) as scope:
         result = function()
     return result, scope.get_current_value
+
+
+def _noting_gradients(weights: list, reached: list) -> list:
+    """The same weights; `reached` gets an entry if a gradient is traced to any."""
+
+    def backward(_, gradients):
+        reached.append(True)
+        return (gradients,)
+
+    same = jax.custom_vjp(lambda weights: weights)
+    same.defvjp(lambda weights: (weights, None), backward)
+    return same(weights)
 
 
 def _shared_by_devices(batch: Any) -> Any:

@@ -4,13 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn import functional
+from torch.nn import attention, functional
 from torch.overrides import TorchFunctionMode
 
 
 def jvp(function: Callable, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
     """Value and derivative in a direction: see `keras_imm.backend.jax`."""
-    with _WithoutFusedLayerNorm():
+    # Fused kernels have no derivative forwards; the library's layers ask for none.
+    plain = attention.sdpa_kernel(attention.SDPBackend.MATH)
+    with plain, _WithoutFusedLayerNorm():
         return torch.func.jvp(function, primals, tangents)
 
 

@@ -284,6 +284,8 @@ class _TracedLoss:
             with torch.no_grad():
                 target = self._batch_loss.target(batch, iterations)
             loss, others = self._batch_loss.loss(batch, target, iterations)
+            if not loss.requires_grad:
+                self._batch_loss.check_gradients([None] * len(weights))
             gradients = torch.autograd.grad(loss * scale, weights, allow_unused=True)
             self._batch_loss.check_gradients(gradients)
         return _map(lambda v: v.detach(), (loss, others)), list(gradients)
