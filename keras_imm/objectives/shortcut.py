@@ -165,12 +165,16 @@ class Shortcut(Objective):
             return keras.random.uniform((rows,), dtype=dtype, seed=seed)
 
         # Steps of 1, 1/2 ... 2 / finest_steps, and t a multiple of the step in (0, 1].
-        sizes = int(np.log2(self.finest_steps))
-        steps = np.asarray([2.0**-i for i in range(sizes)], dtype)
-        step = ops.take(ops.convert_to_tensor(steps), _whole(uniform(), sizes), axis=0)
-        finest = ops.ones_like(step) / self.finest_steps
-        unit = ops.where(of_velocity, finest, step)
-        t = (1.0 + ops.floor(minimum(uniform() / unit, 1.0 / unit - 1.0))) * unit
+        # By products: a graph of TensorFlow may have 1 / 1 a little below 1.
+        counts = 2.0 ** np.arange(int(np.log2(self.finest_steps)))
+        chosen = _whole(uniform(), len(counts))
+        count, step = (
+            ops.take(ops.convert_to_tensor(values.astype(dtype)), chosen, axis=0)
+            for values in (counts, 1.0 / counts)
+        )
+        count = ops.where(of_velocity, float(self.finest_steps), count)
+        unit = ops.where(of_velocity, 1.0 / self.finest_steps, step)
+        t = (1.0 + ops.floor(minimum(uniform() * count, count - 1.0))) * unit
         step = ops.where(of_velocity, ops.zeros_like(step), step)
 
         noise = drawn_noise(network, x, seed)

@@ -28,6 +28,26 @@ def tensors(data):
     return tuple(map(ops.convert_to_tensor, data))
 
 
+def compiled_draw(batch_loss, data, step):
+    """What `draw` returns in a compiled function of the backend."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(batch_loss.draw)(data, step)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        states = batch_loss.random_states()
+
+        def draw(values, data, step):
+            mapping = list(zip(states, values, strict=True))
+            with keras.StatelessScope(state_mapping=mapping):
+                return batch_loss.draw(data, step)
+
+        return jax.jit(draw)([state.value for state in states], data, step)
+    return batch_loss.draw(data, step)  # PyTorch's steps draw outside of their graphs
+
+
 def new_model(objective, num_classes=3, network=None, seed=0, **options):
     """A small model, with random weights of which none is zero.
 
@@ -116,6 +136,20 @@ class ObjectiveContract(SerializableContract):
         assert not differ(first, again)
         assert differ(first, second)
         assert differ(first, other)
+
+    def test_draws_of_a_compiled_step_are_those_of_a_call(self, objective, data):
+        """Graphs are rewritten, and their arithmetic may differ in the last digit."""
+        step = ops.convert_to_tensor(STEP, "int32")
+        called, compiled = (
+            function(new_model(objective).batch_loss(), tensors(data), step)
+            for function in (lambda loss, *given: loss.draw(*given), compiled_draw)
+        )
+        for name, field in called.particles._asdict().items():
+            if field is not None:
+                np.testing.assert_allclose(
+                    *(numpy(getattr(p.particles, name)) for p in (called, compiled)),
+                    **{"rtol": 1e-4, "atol": 1e-5, "err_msg": name},
+                )
 
     def test_micro_batches_are_whole_runs_and_cover_the_batch(self, objective, data):
         model = new_model(objective, accumulation_steps=2)

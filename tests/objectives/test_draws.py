@@ -90,6 +90,10 @@ def test_shortcut_s_steps_are_dyadic_and_labels_of_halves_stay():
     multiple = found.t[halves] / found.step[halves]
     np.testing.assert_array_equal(multiple, np.round(multiple))
     assert multiple.min() == 1 and found.t.max() == 1
+    for size in sizes:  # as often at each of its times
+        times, counts = np.unique(multiple[found.step[halves] == size], return_counts=1)
+        np.testing.assert_array_equal(times, np.arange(1, 1 / size + 1))
+        assert counts.min() > counts.mean() - 4 * np.sqrt(counts.mean())
     assert np.all(found.step[~halves] == 0)
     finest = 16 * found.t[~halves]
     np.testing.assert_array_equal(finest, np.round(finest))
