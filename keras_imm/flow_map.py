@@ -357,8 +357,6 @@ class Network:
         min_time: Start of the time range.
         max_time: End of the time range.
         null_label: The label that stands for none, or None without classes.
-        draws_masks: Whether calls draw random numbers, of the shape of the rows that
-            they are given: rows alone get other masks than among all.
 
     Example:
 
@@ -477,6 +475,11 @@ class Network:
 
     @property
     def draws_masks(self) -> bool:
+        """Whether calls draw random numbers, such as dropout's.
+
+        They are of the shape of the rows of a call: the masks of some rows alone are
+        not those that these rows have among all.
+        """
         return self._bound["training"] and bool(random_states(self._flow_map.backbone))
 
     @contextlib.contextmanager
