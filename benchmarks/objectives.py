@@ -30,7 +30,6 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
 
-import array_batches
 import budgets
 import keras
 import measuring
@@ -241,7 +240,7 @@ def run_one(name, trial, seed, steps):
     data = budgets.Data(FLAGS.data, FLAGS.num_samples)
     model = build(data, name, trial, seed, steps)
     epoch = min(200, steps)
-    batches = array_batches.Batches(data.arrays, BATCH, epoch, seed)
+    batches = data.batches(BATCH, epoch, seed)
     times = measuring.EpochTimes()
     options = {"shuffle": False, "verbose": 0, "callbacks": [times]}
     history = model.fit(batches, epochs=max(1, steps // epoch), **options).history
@@ -316,7 +315,7 @@ def cost_of(name):
     """Processor seconds of a step, the median of five epochs of twenty."""
     data = budgets.Data(FLAGS.data)
     model = build(data, name, None, 0, 1000)
-    batches = array_batches.Batches(data.arrays, BATCH, 20, 0)
+    batches = data.batches(BATCH, 20, 0)
     times = measuring.EpochTimes(time.process_time)
     model.fit(batches, epochs=6, shuffle=False, verbose=0, callbacks=[times])
     return float(np.median(times.seconds[1:])) / 20

@@ -173,12 +173,12 @@ def mixture(
 ) -> tuple[np.ndarray, float]:
     """Weights with which power functions add up to another one, by least squares.
 
+    They sum to 1, so that what does not change has itself as its average.
+
     Args:
         profiles: (step, gamma) of each: (gamma + 1) tau^gamma / step^(gamma + 1) up to
             its step, 0 beyond.
         wanted: That of the other.
-
-    The weights sum to 1, so that what does not change has itself as its average.
 
     Returns:
         float64 array of shape (len(profiles),), and the norm of what is missing, as a

@@ -1076,9 +1076,8 @@ class FlowMapModel(backend.TrainableModel):
             plan: How they are sampled.
         """
         dropout = self.objective.label_dropout
-        jumps = self.objective.jumps_without_label or dropout == 1.0
-        is_trained = 0.0 < dropout < 1.0 and jumps
-        if not self.num_classes or is_trained or self._has_warned:
+        both = 0.0 < dropout < 1.0 and self.objective.jumps_without_label
+        if not self.num_classes or both or self._has_warned:
             return
         labels = np.asarray(self.num_classes if labels is None else labels)
         guided = plan.guidance_scale not in (None, 1.0)

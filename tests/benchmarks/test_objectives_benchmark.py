@@ -241,6 +241,13 @@ np.testing.assert_allclose(samples[0], pushforward, atol=2e-3)
 np.testing.assert_allclose(samples[2], samples[1], atol=1e-5)
 assert abs(samples[3].std() - 1.25) < 0.03  # the exact map keeps the distribution
 assert abs(samples[3] - samples[1]).mean() > 0.1
+
+# Factors of Eq. 13 with a = 1: -dlambda/dt is 2 / (t (1 - t)).
+t = np.linspace(0.01, 0.99, 9)
+elbo = 1 / (1 + np.exp(2 * np.log((1 - t) / t) - 4)) / (t * (1 - t))
+for alpha, expected in ((False, elbo), (True, elbo * (1 - t))):
+    found = claims.Factors(alpha)(model.schedule, 0 * t, t.astype("float32"))
+    np.testing.assert_allclose(claims.ops.convert_to_numpy(found), expected, rtol=1e-5)
 """
 
 

@@ -77,6 +77,7 @@ def test_so_flow_s_gap_shrinks_with_progress(progress, rho):
     ratio = (t - middle)[wide] / (t - s)[wide]
     np.testing.assert_allclose(ratio, rho, rtol=0.02)
     assert np.all(s < middle + 1e-6) and np.all(middle < t)
+    np.testing.assert_array_equal(found.middle[~jumps], found.t[~jumps])
     assert logit(found.t[~jumps]).mean() == pytest.approx(-0.2, abs=0.08)
     assert logit(t).mean() == pytest.approx(0.2, abs=0.08)
 
@@ -112,6 +113,13 @@ def test_consistency_s_noise_is_log_normal_and_its_gap_shrinks():
         assert np.all(found.r < found.t)
         gaps.append(np.mean(found.t - found.r))
     assert gaps[0] > 2 * gaps[1] > 4 * gaps[2]
+
+
+@pytest.mark.parametrize("preset", ["cifar10", "imagenet64"])
+def test_continuous_consistency_s_published_ramp(preset):
+    """10,000 of 400,000 steps (Lu and Song, 2024)."""
+    ramp = ContinuousConsistency.from_preset(preset).warmup
+    assert ramp == pytest.approx(10_000 / 400_000)
 
 
 @pytest.mark.parametrize(
