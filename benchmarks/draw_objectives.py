@@ -5,7 +5,8 @@
 
 Curves are of the Fréchet distance, one for each objective, medians over the seeds of
 the runs of a budget. --samples is a folder that `objectives.py --samples` filled: a row
-for each file of it, ten samples in one step beside ten in four, from the same noise.
+for each file of it, a sample of each class in one step and, from the same noise, in
+four.
 """
 
 import json
@@ -20,7 +21,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("data", "digits,fashion_mnist", "Data sets, a panel for each.")
 flags.DEFINE_list("budgets", "steps,time", "The budget of each.")
 flags.DEFINE_string("samples", "", "Folder of samples to draw instead of curves.")
-flags.DEFINE_list("columns", "0,2", "Which of the numbers of steps of the samples.")
+flags.DEFINE_list("steps", "1,4", "Numbers of steps of the samples, a column for each.")
 flags.DEFINE_string("out", "objectives.png", "The picture.")
 
 FOLDER = pathlib.Path(__file__).resolve().parent / "data"
@@ -67,16 +68,21 @@ def draw_curves(path):
 
 
 def draw_samples(path):
-    files = sorted(pathlib.Path(FLAGS.samples).glob("*.npy"))
-    columns = [int(column) for column in FLAGS.columns]
-    figure = Figure(figsize=(5 * len(columns), 0.62 * len(files)), layout="constrained")
-    panels = figure.subplots(len(files), len(columns), squeeze=False)
+    files = sorted(pathlib.Path(FLAGS.samples).glob("*.npz"))
+    steps = [int(count) for count in FLAGS.steps]
+    size = 5 * len(steps), 0.3 + 0.62 * len(files)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(files), len(steps), squeeze=False)
     for row, file in zip(panels, files, strict=True):
-        samples = np.load(file).astype("float32")
-        for axes, column in zip(row, columns, strict=True):
-            axes.imshow(np.hstack(samples[column])[..., 0], "gray", vmin=-0.75, vmax=1)
+        kept = np.load(file)
+        for axes, count in zip(row, steps, strict=True):
+            (samples,) = kept["samples"][kept["steps"] == count].astype("float32")
+            axes.imshow(np.hstack(samples)[..., 0], "gray", vmin=-0.75, vmax=1)
             axes.set_axis_off()
         row[0].set_title(file.stem, fontsize=8, loc="left")
+    for axes, count in zip(panels[0], steps, strict=True):
+        title = "1 step" if count == 1 else f"{count} steps"
+        axes.set_title(title, fontsize=8, loc="right")
     figure.savefig(path, dpi=120)
 
 

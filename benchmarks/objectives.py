@@ -13,8 +13,10 @@ each, in TRIALS. --best takes the trial, or the configuration, whose Fréchet di
 at 1, 2 and 4 steps have the smallest geometric mean among the runs of --tuning.
 --budget says what all have in common: the steps (`steps`, of moment matching), the
 forward passes of the network (`passes`), or the time (`time`: steps by the cost of a
-step that --costs measures in processor seconds). A run that is in the file of results
-is not repeated, and --merge adds those of other files. --table prints, for each
+step that --costs measures in processor seconds, all objectives by turns in one
+process). A run that is in the file of results is not repeated, nor, unless its samples
+are asked for, one that is the same under another budget, and --merge adds those of
+other files. --table prints, for each
 objective, means over the seeds with their standard errors and, after the stroke, of
 label agreement, and the median at one step; with --precision, precision and recall.
 --samples leaves samples of each run in a folder; draw_objectives.py draws them.
@@ -232,7 +234,8 @@ def keep_samples(model, name, trial, seed):
     title = f"{name}: {trial}" if trial else name
     folder = pathlib.Path(FLAGS.samples, keras.backend.backend(), str(seed))
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / f"{title.replace('/', ' of ')}.npy", np.float16(samples))
+    file = folder / f"{title.replace('/', ' of ')}.npz"
+    np.savez_compressed(file, steps=SAMPLING_STEPS, samples=np.float16(samples))
 
 
 def run_one(name, trial, seed, steps):
@@ -275,8 +278,22 @@ def steps_of(name, costs):
     return max(1, round(FLAGS.steps * of_base / passes / 200)) * 200
 
 
+def training_of(one):
+    """What tells one training from another."""
+    names = ("name", "trial", "seed", "training_steps", "tuning", "backend")
+    return tuple(one[name] for name in names)
+
+
 def key(one):
-    return tuple(one[k] for k in ("name", "trial", "seed", "budget", "tuning"))
+    return (*training_of(one), one["budget"])
+
+
+def trained_alike(one, runs):
+    """The same run as it was made under another budget; None if there is none."""
+    for run in runs:
+        if training_of(run) == training_of(one):
+            return run
+    return None
 
 
 def few_steps(one):
@@ -311,14 +328,25 @@ def child(one):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def cost_of(name):
-    """Processor seconds of a step, the median of five epochs of twenty."""
+def costs_of(names, rounds=12, epoch=20):
+    """Processor seconds of a step of each, medians over epochs of so many steps.
+
+    They take turns, so that what else the machine does falls on all alike.
+    """
     data = budgets.Data(FLAGS.data)
-    model = build(data, name, None, 0, 1000)
-    batches = data.batches(BATCH, 20, 0)
-    times = measuring.EpochTimes(time.process_time)
-    model.fit(batches, epochs=6, shuffle=False, verbose=0, callbacks=[times])
-    return float(np.median(times.seconds[1:])) / 20
+    batches = data.batches(BATCH, epoch, 0)
+    models = {name: build(data, name, None, 0, 1000) for name in names}
+    for model in models.values():
+        model.objective.total_steps = 1000
+    seconds = {name: [] for name in names}
+    for _ in range(rounds):
+        for name, model in models.items():
+            times = measuring.EpochTimes(time.process_time)
+            model.fit(batches, shuffle=False, verbose=0, callbacks=[times])
+            seconds[name] += times.seconds
+    # The first of each has compiled.
+    medians = {name: np.median(taken[1:]) for name, taken in seconds.items()}
+    return {name: float(median) / epoch for name, median in medians.items()}
 
 
 def table(kept):
@@ -330,14 +358,15 @@ def table(kept):
     for one in kept["runs"]:
         title = one["name"] + (f": {one['trial']}" if one["trial"] else "")
         budget = "tuning" if one["tuning"] else one["budget"]
-        groups.setdefault((budget, title, one["backend"]), []).append(one)
+        of = budget, title, one["backend"], one["training_steps"]
+        groups.setdefault(of, []).append(one)
     titles = [f"{n} step{'s' if n > 1 else ''}" for n in SAMPLING_STEPS]
     lines = [
         "| objective | budget | backend | seeds | steps | cost, ms | peak MiB | "
         f"median at 1 step | {' | '.join(titles)} |",
         "|---" * (8 + len(titles)) + "|",
     ]
-    for (budget, title, backend), group in sorted(groups.items()):
+    for (budget, title, backend, steps), group in sorted(groups.items()):
         cost = kept["costs"].get(backend, {}).get(group[0]["name"])
         names = ("precision", "recall") if FLAGS.precision else ("frechet", "agreement")
         cells = budgets.cells([one["results"] for one in group], names)
@@ -347,7 +376,7 @@ def table(kept):
         seeds = ", ".join(str(seed) for seed in sorted(one["seed"] for one in group))
         lines.append(
             f"| {title} | {budget} | {backend} | {seeds} "
-            f"| {group[0]['training_steps']:,} "
+            f"| {steps:,} "
             f"| {'' if cost is None else f'{1000 * cost:.1f}'} | {peak:.0f} "
             f"| {first:.3f} | {' | '.join(cells)} |"
         )
@@ -356,9 +385,9 @@ def table(kept):
 
 def merge(kept, found):
     """Adds what another file holds."""
-    done = {(*key(one), one["backend"]) for one in kept["runs"]}
+    done = {key(one) for one in kept["runs"]}
     for one in found["runs"]:
-        if (*key(one), one["backend"]) not in done:
+        if key(one) not in done:
             kept["runs"].append(one)
     for backend, costs in found["costs"].items():
         kept["costs"].setdefault(backend, {}).update(costs)
@@ -367,7 +396,7 @@ def merge(kept, found):
 def main(_):
     if FLAGS.one:
         one = json.loads(FLAGS.one)
-        found = cost_of(one["name"]) if "cost" in one else run_one(**one)
+        found = costs_of(**one) if "names" in one else run_one(**one)
         print(json.dumps(found))
         return
     name = FLAGS.out or ROOT / "benchmarks" / "data" / f"objectives_{FLAGS.data}.json"
@@ -387,22 +416,23 @@ def main(_):
     names = FLAGS.name or list(CONFIGURATIONS)
     backend = keras.backend.backend()
     if FLAGS.costs:
+        costs = child({"names": names})
+        kept["costs"].setdefault(backend, {}).update(costs)
+        write_json(path, kept)
         for each in names:
-            cost = child({"name": each, "cost": True})
-            kept["costs"].setdefault(backend, {})[each] = cost
-            print(f"{each}: {1000 * cost:.1f} ms of processor time a step", flush=True)
-            write_json(path, kept)
+            print(f"{each}: {1000 * costs[each]:.1f} ms of processor time a step")
         return
-    done = {(*key(one), one["backend"]) for one in kept["runs"]}
     for seed in map(int, FLAGS.seeds):
         for each in names:
             for trial in trials_of(each, kept["runs"], backend):
+                steps = steps_of(each, kept["costs"].get(backend, {}))
                 one = {"name": each, "trial": trial, "seed": seed}
                 of_run = {"budget": FLAGS.budget, "tuning": FLAGS.tuning}
-                if (*key({**one, **of_run}), backend) in done:
+                wanted = {**one, **of_run, "training_steps": steps, "backend": backend}
+                if key(wanted) in map(key, kept["runs"]):
                     continue
-                steps = steps_of(each, kept["costs"].get(backend, {}))
-                found = {**child({**one, "steps": steps}), **of_run}
+                same = None if FLAGS.samples else trained_alike(wanted, kept["runs"])
+                found = {**(same or child({**one, "steps": steps})), **of_run}
                 kept["runs"].append(found)
                 write_json(path, kept)
                 first = found["results"][0]["frechet"]

@@ -88,8 +88,9 @@ def test_a_run_and_its_pictures(tmp_path):
     (run,) = json.loads(path.read_text())["runs"]
     assert [row["steps"] for row in run["results"]] == [1, 2, 4]
     assert run["training_steps"] == 2 and "log_residual" in run["logs"]
-    (kept,) = samples.glob("*/0/SoFlow.npy")
-    assert np.load(kept).shape == (5, 10, 8, 8, 1)
+    (kept,) = samples.glob("*/0/SoFlow.npz")
+    assert np.load(kept)["samples"].shape == (5, 10, 8, 8, 1)
+    assert list(np.load(kept)["steps"]) == [1, 2, 4, 8, 32]
     for given in ([], [f"--samples={kept.parent}"]):
         picture = tmp_path / f"{len(given)}.png"
         result = run_script("benchmarks/draw_objectives.py", f"--out={picture}", *given)
@@ -281,6 +282,60 @@ np.testing.assert_allclose(gaps, [0.1, 0.01, 0.001], rtol=1e-3)
 def test_a_gap_that_shrinks():
     result = run_code(GAPS, "benchmarks")
     assert result.returncode == 0, result.stderr
+
+
+ALIKE = """
+import json, sys
+import objectives as benchmark
+
+trained = []
+def child(one):
+    trained.append([one["name"], one["steps"]])
+    return {**one, "training_steps": one.pop("steps"), "backend": "jax",
+            "results": [{"steps": 1, "frechet": 1.0}]}
+benchmark.child = child
+benchmark.keras.backend.backend = lambda: "jax"
+for budget, samples in (("steps", ""), ("passes", ""), ("passes", ""), ("time", "x")):
+    benchmark.FLAGS(["x", "--name=IMM, as published", "--name=MeanFlow",
+                     f"--samples={samples}", f"--budget={budget}",
+                     "--out=" + sys.argv[1]])
+    benchmark.main(None)
+print(json.dumps(trained))
+"""
+
+
+def test_a_run_that_two_budgets_share_is_trained_once(tmp_path):
+    path = tmp_path / "objectives.json"
+    costs = {"jax": {"IMM, as published": 2.0, "MeanFlow": 2.5}}
+    path.write_text(json.dumps({"costs": costs, "runs": []}))
+    result = run_code(
+        f"import sys\nsys.argv = ['x', {str(path)!r}]\n" + ALIKE, "benchmarks"
+    )
+    assert result.returncode == 0, result.stderr
+    published, mean_flow = "IMM, as published", "MeanFlow"
+    trained = json.loads(result.stdout.splitlines()[-1])
+    assert trained[:3] == [[published, 4000], [mean_flow, 4000], [mean_flow, 3200]]
+    assert trained[3:] == [[published, 4000], [mean_flow, 3200]]  # with samples
+    runs = json.loads(path.read_text())["runs"]
+    assert [run["budget"] for run in runs] == ["steps"] * 2 + ["passes"] * 2 + [
+        "time"
+    ] * 2
+
+
+def test_costs_of_a_step():
+    code = """
+import json
+import objectives as benchmark
+benchmark.BATCH = 2
+benchmark.FLAGS(["x"])
+names = ["flow matching", "MeanFlow"]
+print(json.dumps(benchmark.costs_of(names, rounds=2, epoch=1)))
+"""
+    result = run_code(code, "benchmarks")
+    assert result.returncode == 0, result.stderr
+    cost = json.loads(result.stdout.splitlines()[-1])
+    assert list(cost) == ["flow matching", "MeanFlow"]
+    assert all(taken > 0 for taken in cost.values())
 
 
 STEPS = """
