@@ -1,5 +1,6 @@
 """Images in files, by index: which of them count, and their classes."""
 
+import collections
 import functools
 import hashlib
 import re
@@ -9,7 +10,12 @@ from typing import Any
 from keras_imm.datasets.file_trees import FolderTree, ZipTree
 from keras_imm.datasets.image_endings import described, ending, image_endings
 from keras_imm.datasets.label_file import LABEL_FILE, read_labels
-from keras_imm.datasets.split_names import choose_split, split_of, splits_among
+from keras_imm.datasets.split_names import (
+    choose_split,
+    split_of,
+    split_part,
+    splits_among,
+)
 from keras_imm.validation import shortened
 
 _SHARD = re.compile(r"\d{5}")
@@ -29,7 +35,9 @@ class ImageFiles:
     Args:
         tree: A `FolderTree` or `ZipTree`.
         split: Name of the split, where the subfolders are splits, or two of them are:
-            that of the subfolder, or one that stands for the same, see `split_of`.
+            that of the subfolder, or one that stands for the same, see `split_of`. A
+            part of it, "train[:90%]", is the first 90% of each class in the order of
+            the records, rounded to whole images.
         labels: Whether labels are asked for. Without them `dataset.json` is not read.
         top: Folder of the tree that is taken for the whole.
 
@@ -51,6 +59,7 @@ class ImageFiles:
         top: str = "",
     ):
         self._tree = tree
+        split, part = split_part(split)
         self._root = _chosen_root(tree, top, split)
         self._endings = image_endings()
         self._ignored = []
@@ -68,6 +77,7 @@ class ImageFiles:
         if not self._files:
             raise ValueError(f"There is no image in {self._name()}{self._only()}.")
         self.num_classes = max(self._labels) + 1 if self._labels else 0
+        self._take(*part)
         if self._ignored:
             warnings.warn(
                 f"Files in {self._name()} that are no images by their ending are left "
@@ -103,6 +113,28 @@ class ImageFiles:
             "num_records": len(self),
             "sha256": digest.hexdigest(),
         }
+
+    def _take(self, first, last):
+        """Keeps the records between two percentages of each class."""
+        if (first, last) == (0, 100):
+            return
+        indices = collections.defaultdict(list)
+        for index, label in enumerate(self._labels or [-1] * len(self._files)):
+            indices[label].append(index)
+        kept = sorted(
+            index
+            for of_class in indices.values()
+            for index in of_class[_share(of_class, first) : _share(of_class, last)]
+        )
+        if not kept:
+            raise ValueError(
+                f"`split` must hold an image. Received: {first}% to {last}% of each "
+                f"class of {self._name()}, whose largest has "
+                f"{max(map(len, indices.values()))}."
+            )
+        self._files = [self._files[index] for index in kept]
+        if self._labels:
+            self._labels = [self._labels[index] for index in kept]
 
     def _name(self, path=""):
         return self._tree.name(_joined(self._root, path))
@@ -214,8 +246,9 @@ def _chosen_root(tree, top, split):
     if not is_itself:
         raise ValueError(
             f"`split` must be left out: {where} has no subfolder of that name beside "
-            "other splits. To hold images out, move some of each class into a folder "
-            f"'validation' beside 'train'. Received: split={split!r}"
+            "other splits. To hold images out, take parts, 'train[:90%]' and "
+            "'train[90%:]', or move some of each class into a folder 'validation' "
+            f"beside 'train'. Received: split={split!r}"
         )
     return top
 
@@ -232,6 +265,11 @@ def _check_lone_splits(tree, top, folders):
                 f"split with subfolders, beside {other!r}. Give "
                 f"source={tree.name(inside)!r}, or rename what is a class."
             )
+
+
+def _share(values, percent):
+    """So many percent of their number, rounded half up."""
+    return (len(values) * percent + 50) // 100
 
 
 def _is_sharded(found):

@@ -79,7 +79,9 @@ def load(
             "dev", "test", "testing" and "eval", in any case, also "val2017", and
             "seg_train" beside "seg_test"; where all others are splits, "extra",
             "unlabeled" and "holdout" are, too. The names of one split stand for each
-            other, so that "validation" takes "valid".
+            other, so that "validation" takes "valid". Of a folder, or zip file,
+            "train[:90%]" is the first 90% of each class by the names of the files, and
+            "train[90%:]" the rest; where there are no splits, all is "train".
         data_dir: Folder of prepared data sets of tfds. Default: tfds's own. With it,
             `source` is always such a name, even where there is a folder so called.
         image_size: Side in pixels of the square to resize and crop images to, above 0,

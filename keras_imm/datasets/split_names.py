@@ -1,4 +1,4 @@
-"""Names of folders that are splits of a data set and no classes."""
+"""Names of folders that are splits of a data set and no classes, and their parts."""
 
 import collections
 import itertools
@@ -14,6 +14,8 @@ _NAME = re.compile(
 )
 # Splits beside others, which may as well be classes beside classes.
 _REST = re.compile(r"(extra|unlabell?ed|h[eo]ld[-_ ]?out)" + _AFTER)
+_PART = re.compile(r"(.*)\[(.*):(.*)\]")
+_PERCENT = re.compile(r"\d{1,3}%|")
 _SAME = {
     "training": "train",
     "val": "validation",
@@ -108,3 +110,30 @@ def choose_split(split: str, splits: Mapping[str, str], where: str) -> str:
             "Rename folders that are classes."
         )
     return same[0]
+
+
+def split_part(split: str) -> tuple[str, tuple[int, int]]:
+    """The split and the part of it, as tensorflow-datasets writes them.
+
+    Args:
+        split: "train", or with a part in percent: "train[:90%]", "train[90%:]".
+
+    Returns:
+        The split, and where the part begins and ends in percent: 0 and 100 for all.
+
+    Raises:
+        ValueError: If the part is none.
+    """
+    match = _PART.fullmatch(split)
+    if match is None:
+        return split, (0, 100)
+    name, *ends = match.groups()
+    first, last = 0, 0
+    if all(map(_PERCENT.fullmatch, ends)):
+        first, last = int(ends[0][:-1] or 0), int(ends[1][:-1] or 100)
+    if not first < last <= 100:
+        raise ValueError(
+            "The part of a `split` of files must be in percent, as in 'train[:90%]' "
+            f"and 'train[90%:]', and hold something. Received: split={split!r}"
+        )
+    return name, (first, last)

@@ -50,9 +50,57 @@ def test_splits_in_subfolders_are_taken_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"`split` must be one of .*'train', 'val'"):
         ImageFolder(tmp_path, "test")
     with pytest.raises(
-        ValueError, match=r"`split` must be left out.*'validation' beside 'train'"
+        ValueError,
+        match=r"`split` must be left out.*\[90%:\].*'validation' beside 'train'",
     ):
         ImageFolder(tmp_path / "train", "test")
+
+
+def names_of(source):
+    return [source.record_name(i)[-15:] for i in range(len(source))]
+
+
+@pytest.mark.parametrize("percent", [10, 33, 50, 90])
+def test_parts_are_of_each_class_and_make_the_whole(tmp_path, percent):
+    counts = (10, 7, 3)
+    write_classes(tmp_path, counts)
+    whole = ImageFolder(tmp_path)
+    first = ImageFolder(tmp_path, f"train[:{percent}%]")
+    rest = ImageFolder(tmp_path, f"train[{percent}%:]")
+    assert sorted(names_of(first) + names_of(rest)) == names_of(whole)
+    for label, count in enumerate(counts):
+        of_class = [n for n in names_of(first) if n.startswith(f"class_{label}")]
+        assert abs(len(of_class) - count * percent / 100) <= 0.5
+        assert of_class == [f"class_{label}/{i:03d}.png" for i in range(len(of_class))]
+    for source in (first, rest):
+        assert (source.num_classes, source.class_names) == (3, whole.class_names)
+        for i in range(len(source)):
+            name = source.record_name(i)
+            assert f"class_{source[i]['label']}" in name
+    assert first.fingerprint != whole.fingerprint
+    assert ImageFolder(tmp_path, "train[:]").fingerprint == whole.fingerprint
+
+
+def test_parts_of_splits_and_of_images_without_classes(tmp_path):
+    write_classes(tmp_path / "train", (10,))
+    write_classes(tmp_path / "val", (4,))
+    middle = ImageFolder(tmp_path, "train[20%:50%]")
+    assert names_of(middle) == [f"class_0/{i:03d}.png" for i in (2, 3, 4)]
+    assert len(ImageFolder(tmp_path, "validation[:50%]")) == 2
+    assert len(ImageFolder(tmp_path / "val" / "class_0", "train[75%:]")) == 1
+
+
+@pytest.mark.parametrize(
+    "part", ["[:10]", "[10:]", "[50%:50%]", "[60%:50%]", "[:101%]", "[a:b]", "[:0%]"]
+)
+def test_parts_are_in_percent(folder, part):
+    with pytest.raises(ValueError, match=r"must be in percent.*Received: split='train"):
+        ImageFolder(folder, f"train{part}")
+
+
+def test_a_part_holds_an_image(folder):
+    with pytest.raises(ValueError, match=r"`split` must hold an image.* has 3"):
+        ImageFolder(folder, "train[:10%]")
 
 
 def test_splits_beside_another_folder_are_no_classes(tmp_path):

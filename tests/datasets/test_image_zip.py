@@ -46,6 +46,7 @@ def test_splits_and_flat_images(tmp_path):
     path = write(tmp_path / "x.zip", ["Train/a/0.png", "Train/b/1.png", "val/a/2.png"])
     assert ImageZip(path).class_names == ["a", "b"]
     assert ImageZip(path, "valid").record_name(0).endswith("x.zip/val/a/2.png")
+    assert len(ImageZip(path, "train[:50%]")) == 2
     with pytest.raises(ValueError, match=r"one of the splits in .*x\.zip"):
         ImageZip(path, "test")
     flat = ImageZip(write(path, ["some/0.png", "some/1.png", "__MACOSX/some/._0.png"]))
