@@ -139,7 +139,8 @@ def check_extra(wheel: pathlib.Path, python: str, extra: str) -> None:
         run(python, "-m", "venv", folder)
         interpreter = pathlib.Path(folder, "bin", "python")
         wanted = f"{wheel}[{','.join((extra, *others))}]"
-        install = ("-m", "pip", "install", "--constraint", ROOT / "constraints.txt")
+        install = ("-m", "pip", "install", "--no-compile")
+        install += ("--constraint", ROOT / "constraints.txt")
         run(interpreter, *install, wanted)
         environment = os.environ | {"KERAS_BACKEND": backend}
         environment |= {"TF_CPP_MIN_LOG_LEVEL": "3"}
