@@ -1,5 +1,7 @@
 """Averages of any length, against sums over all steps in float64."""
 
+import tracemalloc
+
 import keras
 import numpy as np
 import pytest
@@ -74,10 +76,10 @@ def test_other_lengths_are_sums_of_snapshots(tmp_path, length):
     np.testing.assert_allclose(again, exact, rtol=1e-3, atol=1e-3)
 
 
-def write_constants(folder, count, lengths=(0.05, 0.1)):
+def write_constants(folder, count, lengths=(0.05, 0.1), size=3):
     """Snapshots of a run in which nothing changed."""
     for step in range(1, count + 1):
-        values = [{"w": np.full(3, 7.0, "float32")} for _ in lengths]
+        values = [{"w": np.full(size, 7.0, "float32")} for _ in lengths]
         arrays = averages.pack(100 * step, lengths, values)
         np.savez(folder / averages.FILE.format(step=100 * step), **arrays)
 
@@ -90,6 +92,20 @@ def test_what_does_not_change_is_its_average(tmp_path, count, length):
     write_constants(tmp_path, count)
     found = averages.reconstruct(tmp_path, length)["w"]
     np.testing.assert_allclose(found, 7.0, rtol=1e-6)
+
+
+@pytest.mark.one_backend("NumPy")
+def test_snapshots_are_read_one_by_one(tmp_path):
+    """Twenty have 40 MB; the sum in float64 and a file have 6."""
+    size = 250_000
+    write_constants(tmp_path, 20, size=size)
+    tracemalloc.start()
+    try:
+        found = averages.reconstruct(tmp_path, 0.08)["w"]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.nbytes == 4 * size and peak < 14 * 4 * size
 
 
 @pytest.mark.one_backend("NumPy")
