@@ -4,8 +4,15 @@ from absl import app, flags
 
 import keras_imm
 
-# What the flags are that were not set.
-RECIPES = {"small_budget": keras_imm.recipes.SMALL_BUDGET, "published": {}}
+# What the flags are that were not set; --k and --min_gap are the mapping's in both.
+RECIPES = {
+    "small_budget": {
+        name: value
+        for name, value in keras_imm.recipes.SMALL_BUDGET.items()
+        if name != "time_mapping"
+    },
+    "published": {},
+}
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum(
@@ -13,8 +20,8 @@ flags.DEFINE_enum(
     "small_budget",
     list(RECIPES),
     "Sets --second_time, --time_scale, --times and --flow_matching_share where they "
-    "are not given: keras_imm.recipes.SMALL_BUDGET, or as published, which are the "
-    "defaults below.",
+    "are not given: keras_imm.recipes.SMALL_BUDGET, or as published but for a smallest "
+    "gap, which are the defaults below.",
 )
 flags.DEFINE_integer("group_size", 4, "Particles per group, M.", lower_bound=1)
 flags.DEFINE_float("label_dropout", 0.1, "How often a label becomes the null label.")

@@ -192,6 +192,7 @@ RECIPES = {
 """The published experiments: {name: `Recipe`}."""
 
 SMALL_BUDGET: Mapping[str, Any] = {
+    "time_mapping": EtaDecrement(k=12, min_gap=0.005),
     "second_time": "stride",
     "time_scale": 1.0,
     "times": "logit_normal",

@@ -39,6 +39,9 @@ class TimeMapping:
         self.k = k
         self.min_gap = min_gap
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(k={self.k!r}, min_gap={self.min_gap!r})"
+
     def check(
         self, schedule: schedules.Schedule, min_time: float, max_time: float
     ) -> None:

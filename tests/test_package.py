@@ -78,7 +78,7 @@ FLOOR_OF = {
     for rooms in roles.values()
     for room in rooms
 }
-MAY_KNOW_THE_BACKEND = {"backend", "checkpoints", "serving"}
+MAY_KNOW_THE_BACKEND = {"backend", "serving"}
 
 
 def python(code, **environment):

@@ -81,7 +81,8 @@ def load(
             "unlabeled" and "holdout" are, too. The names of one split stand for each
             other, so that "validation" takes "valid". Of a folder, or zip file,
             "train[:90%]" is the first 90% of each class by the names of the files, and
-            "train[90%:]" the rest; where there are no splits, all is "train".
+            "train[90%:]" the rest, in whole percent; where there are no splits, all is
+            "train". Other sources are read whole.
         data_dir: Folder of prepared data sets of tfds. Default: tfds's own. With it,
             `source` is always such a name, even where there is a folder so called.
         image_size: Side in pixels of the square to resize and crop images to, above 0,
@@ -166,6 +167,7 @@ def load(
 
 def _open(source, split, data_dir, flip, labels):
     if not isinstance(source, str | os.PathLike):
+        _check_no_split(split, "an array")
         return _arrays(source, labels)
     if not os.fspath(source):
         raise ValueError(f"`source` must not be empty. Received: source={source!r}")
@@ -174,13 +176,16 @@ def _open(source, split, data_dir, flip, labels):
     path = user_path(source)
     if path.is_dir():
         if (path / "manifest.json").exists() or (path / "settings.json").exists():
+            _check_no_split(split, "a folder of latents")
             return LatentShards(path, flip)
         if holds_idx_files(path):
             return IdxFiles(path, split, labels)
         return ImageFolder(path, split, labels)
     if is_idx_file(path):
+        _check_no_split(split, "one IDX file")
         return IdxFiles(path, labels=labels)
     if path.suffix.lower() in (".npy", ".npz"):
+        _check_no_split(split, "a file of arrays")
         return ImageArraysFile(path, labels)
     if path.is_file():
         return _open_zip(path, split, labels)
@@ -188,6 +193,14 @@ def _open(source, split, data_dir, flip, labels):
     if is_path or source[:1] in ".~" or path.suffix.lower() == ".zip":
         raise ValueError(f"`source` must be there. Received: source={str(source)!r}")
     return PreparedDataset(source, split, data_dir)
+
+
+def _check_no_split(split, kind):
+    if split != "train":
+        raise ValueError(
+            f"`split` must be left out: `source` is {kind}, which is read whole. "
+            f"Received: split={split!r}"
+        )
 
 
 def _open_zip(path, split, labels):
@@ -198,6 +211,7 @@ def _open_zip(path, split, labels):
             "archive, and give the folder of single images"
         )
     if holds_arrays(path):
+        _check_no_split(split, "a file of arrays")
         return ImageArraysFile(path, labels)
     return ImageZip(path, split, labels)
 

@@ -71,10 +71,12 @@ class TestEquations:
     @pytest.mark.slow("trains or builds for seconds")
     @pytest.mark.parametrize(
         ("encoder_type", "decoder_type", "embedding_type"),
-        itertools.product(
-            ("standard", "skip", "residual"),
-            ("standard", "skip"),
-            ("positional", "fourier"),
+        list(
+            itertools.product(
+                ("standard", "skip", "residual"),
+                ("standard", "skip"),
+                ("positional", "fourier"),
+            )
         ),
     )
     def test_every_kind_of_network(self, encoder_type, decoder_type, embedding_type):

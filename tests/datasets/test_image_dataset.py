@@ -317,6 +317,7 @@ def test_labels_may_be_left_out():
         ({"process_count": 4}, "`batch_size` must be a multiple of process_count=4"),
         ({"sigma_data": 0}, "`sigma_data`"),
         ({"split": None}, "`split`"),
+        ({"split": "train[90%:]"}, "`split` must be left out.*an array"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):

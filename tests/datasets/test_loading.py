@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from image_files import encoded, pixels, write_classes, write_prepared
+from image_files import encoded, pixels, write_classes, write_idx, write_prepared
 
 from keras_imm.datasets import center_crop, load
 from keras_imm.datasets.decoding import decode
@@ -63,6 +63,20 @@ def test_files_of_arrays_are_loaded(tmp_path):
     small = load(tmp_path / "a.npy", 6, shuffle=False, image_size=4)[0]
     expected = center_crop(decode(encoded(images[3])), 4)
     np.testing.assert_allclose(small[3], in_model_range(expected))
+
+
+def test_what_is_read_whole_takes_no_split(tmp_path, latents):
+    stored = np.stack([pixels(i) for i in range(4)])
+    np.savez(tmp_path / "a.npz", images=stored)
+    np.save(tmp_path / "b.npy", stored)
+    write_idx(tmp_path / "x-images-idx3-ubyte", stored[..., 0])
+    (tmp_path / "c").write_bytes((tmp_path / "a.npz").read_bytes())
+    files = [tmp_path / n for n in ("a.npz", "b.npy", "x-images-idx3-ubyte", "c")]
+    for source in (stored, *files, latents[0]):
+        load(source, 2)
+        for split in ("validation", "train[:50%]"):
+            with pytest.raises(ValueError, match=r"`split` must be left out.*whole"):
+                load(source, 2, split=split)
 
 
 def test_floats_are_taken_as_they_are():

@@ -85,6 +85,6 @@ class TestStored:
 
     def test_it_runs_where_the_library_is_missing(self, name):
         first = code(read(name))[0].source
-        assert '%pip install --quiet "keras-imm[' in first
+        assert '%pip install --quiet "keras_imm[' in first
         assert 'os.environ.setdefault("KERAS_BACKEND", ' in first
         assert first.index("KERAS_BACKEND") < first.index("import keras")
