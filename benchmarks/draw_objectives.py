@@ -19,7 +19,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("data", "digits,fashion_mnist", "Data sets, a panel for each.")
-flags.DEFINE_list("budgets", "steps,time", "The budget of each.")
+flags.DEFINE_list("budgets", "time,time", "The budget of each.")
 flags.DEFINE_string("samples", "", "Folder of samples to draw instead of curves.")
 flags.DEFINE_list("steps", "1,4", "Numbers of steps of the samples, a column for each.")
 flags.DEFINE_string("out", "objectives.png", "The picture.")
@@ -70,14 +70,15 @@ def draw_curves(path):
 def draw_samples(path):
     files = sorted(pathlib.Path(FLAGS.samples).glob("*.npz"))
     steps = [int(count) for count in FLAGS.steps]
-    size = 5 * len(steps), 0.3 + 0.62 * len(files)
+    size = 4 * len(steps), 0.3 + 0.62 * len(files)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(files), len(steps), squeeze=False)
     for row, file in zip(panels, files, strict=True):
         kept = np.load(file)
         for axes, count in zip(row, steps, strict=True):
             (samples,) = kept["samples"][kept["steps"] == count].astype("float32")
-            axes.imshow(np.hstack(samples)[..., 0], "gray", vmin=-0.75, vmax=1)
+            apart = np.pad(samples[..., 0], ((0, 0), (0, 0), (0, 1)), constant_values=1)
+            axes.imshow(np.hstack(apart), "gray", vmin=-0.75, vmax=1)
             axes.set_axis_off()
         row[0].set_title(file.stem, fontsize=8, loc="left")
     for axes, count in zip(panels[0], steps, strict=True):
