@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from small_dit import small_dit
 
 import keras_imm
 from keras_imm import recipes
@@ -167,6 +168,16 @@ def test_what_equals_the_models_defaults_is_passed_on(small_networks):
     assert (model.time_scale, model.sigma_data) == (7.0, 0.3)
     assert (model.group_size, model.accumulation_steps) == (2, 2)
     assert (model.augmentation.probability, model.augmentation.seed) == (0.12, 3)
+
+
+def test_the_small_budget_is_what_was_measured():
+    """What examples/imm_flags.py makes by default, with its smallest gap."""
+    model = keras_imm.IMM(small_dit(), **recipes.SMALL_BUDGET)
+    objective, flow_map = model.objective, model.get_config()
+    assert repr(objective.time_mapping) == "EtaDecrement(k=12, min_gap=0.005)"
+    assert objective.flow_matching_share == 0.25 and objective.group_size == 4
+    assert (flow_map["second_time"], flow_map["time_scale"]) == ("stride", 1.0)
+    assert type(objective.times).__name__ == "LogitNormal"
 
 
 def test_overrides(small_networks):
