@@ -23,8 +23,14 @@ FRAMEWORKS = ("jax", "tensorflow", "torch")
 EXTRAS = {"tensorflow": "tensorflow-cpu", "jax": "stablehlo", "torch": "torch"}
 # What the tests import beside the package.
 TOOLS = (
-    *("huggingface_hub", "pillow", "pytest", "safetensors", "scikit-learn", "scipy"),
-    *("tensorboard", "tensorboardX"),
+    "huggingface_hub",
+    "pillow",
+    "pytest",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "tensorboard",
+    "tensorboardX",
 )
 # What no version of a framework matters to.
 LEFT_OUT = ("benchmarks", "docs", "examples", "serving")
