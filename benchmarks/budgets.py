@@ -11,7 +11,8 @@ class Data:
     """Images, labels, a backbone and a measure.
 
     Args:
-        name: "digits" or "fashion_mnist".
+        name: "digits", "fashion_mnist", or "fashion_mnist_32": clothes of 32x32, with
+            a margin of two black pixels, which is cut off before they are measured.
         num_samples: How many samples of "fashion_mnist" are measured. Those of
             "digits" are as many as there are digits.
 
@@ -34,11 +35,15 @@ class Data:
         else:
             images, labels = keras_imm.datasets.fashion_mnist("train")
             mean, scale = float(images.mean()), float(images.std()) / 0.5
-            images = (images[..., None] - np.float32(mean)) / np.float32(scale)
+            self._margin = 2 if name == "fashion_mnist_32" else 0
+            around = [(0, 0)] + 2 * [(self._margin, self._margin)]
+            images = np.pad(images, around)[..., None]
+            images = (images - np.float32(mean)) / np.float32(scale)
             self.arrays = images, labels
             self._quality = keras_imm.metrics.FashionMNISTQuality()
             self.labels = self._quality.labels(num_samples)
-            self._network = {"patch_size": 7, "hidden_size": 176, "depth": 4}
+            side = images.shape[1]
+            self._network = {"patch_size": side // 4, "hidden_size": 176, "depth": 4}
             self._to_measure = keras_imm.Pixels(scale=scale, offset=mean)
             self._reference = self._quality.reference
             self.of_neighbours = (1, 2)
@@ -69,7 +74,8 @@ class Data:
     def measure(self, samples, neighbours=True):
         """Fréchet distance and agreement; precision and recall if `neighbours`."""
         if self._to_measure is not None:
-            samples = self._to_measure(samples)
+            inner = slice(self._margin, samples.shape[1] - self._margin)
+            samples = self._to_measure(samples[:, inner, inner])
         quality = self._quality
         found = {
             "frechet": quality.frechet(samples),

@@ -45,7 +45,10 @@ from keras_imm.time_mappings import (
 FLAGS = flags.FLAGS
 flags.DEFINE_multi_string("claim", [], "A claim. Default: all.")
 flags.DEFINE_enum(
-    "data", "digits", ["digits", "fashion_mnist", "checkerboard"], "The data set."
+    "data",
+    "digits",
+    ["digits", "fashion_mnist", "fashion_mnist_32", "checkerboard"],
+    "The data set.",
 )
 flags.DEFINE_enum(
     "recipe", "published", ["published", "small_scale"], "What the variants vary."
@@ -279,7 +282,12 @@ ON_POINTS = {
     },
     "kernel": KERNELS,
 }
-BY_DATA = {"digits": CLAIMS, "fashion_mnist": ON_CLOTHES, "checkerboard": ON_POINTS}
+BY_DATA = {
+    "digits": CLAIMS,
+    "fashion_mnist": ON_CLOTHES,
+    "fashion_mnist_32": {"particles": ON_CLOTHES["particles"]},
+    "checkerboard": ON_POINTS,
+}
 MEASURES = {"checkerboard": ("total_variation", "off_board")}
 
 
