@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from backends import value_and_gradient
+from backends import computed, value_and_gradient
 from keras import ops
 from small_dit import small_dit
 
@@ -48,11 +48,18 @@ def compiled_draw(batch_loss, data, step):
     return batch_loss.draw(data, step)  # PyTorch's steps draw outside of their graphs
 
 
-def new_model(objective, num_classes=3, network=None, seed=0, **options):
+# Graphs take seconds to make; so do, under JAX, operations one by one.
+EAGERLY = keras.backend.backend() != "jax"
+
+
+def new_model(
+    objective, num_classes=3, network=None, seed=0, run_eagerly=EAGERLY, **options
+):
     """A small model, with random weights of which none is zero.
 
     Args:
         network: Arguments of its DiT.
+        run_eagerly: Whether it trains without a graph.
         options: Arguments of the model.
     """
     backbone = small_dit(num_classes=num_classes, **(network or {}))
@@ -61,8 +68,15 @@ def new_model(objective, num_classes=3, network=None, seed=0, **options):
     rng = np.random.default_rng(7)
     for v in model.backbone.trainable_variables:
         v.assign(0.3 * rng.standard_normal(v.shape).astype("float32"))
-    model.compile(keras.optimizers.SGD(1e-3))
+    model.compile(keras.optimizers.SGD(1e-3), run_eagerly=run_eagerly)
     return model
+
+
+def loss_of(batch_loss, batch, step):
+    """The loss of a batch, and what is logged beside it."""
+    return computed(
+        lambda: batch_loss.loss(batch, batch_loss.target(batch, step), step)
+    )
 
 
 class ObjectiveContract(SerializableContract):
@@ -169,9 +183,7 @@ class ObjectiveContract(SerializableContract):
                 np.testing.assert_array_equal(halves[i % 2][i // 2], run, err_msg=name)
 
     def test_the_loss_is_a_finite_scalar(self, drawn):
-        batch_loss, batch, step = drawn
-        target = batch_loss.target(batch, step)
-        loss, others = batch_loss.loss(batch, target, step)
+        loss, others = loss_of(*drawn)
         assert tuple(loss.shape) == ()
         assert np.isfinite(numpy(loss))
         for name, value in others.items():
@@ -183,12 +195,11 @@ class ObjectiveContract(SerializableContract):
         batch_loss, step = model.batch_loss(), ops.convert_to_tensor(STEP, "int32")
         batch = batch_loss.draw(tensors(data), step)
 
-        def loss(batch):
-            target = batch_loss.target(batch, step)
-            return numpy(batch_loss.loss(batch, target, step)[0])
-
-        parts = [loss(batch_loss.micro_batch(batch, i)) for i in range(2)]
-        np.testing.assert_allclose(np.mean(parts), loss(batch), rtol=1e-4)
+        whole, *parts = (
+            numpy(loss_of(batch_loss, part, step)[0])
+            for part in (batch, *(batch_loss.micro_batch(batch, i) for i in range(2)))
+        )
+        np.testing.assert_allclose(np.mean(parts), whole, rtol=1e-4)
 
     def test_the_loss_has_a_gradient_and_its_target_has_none(self, drawn):
         batch_loss, batch, step = drawn
@@ -267,8 +278,8 @@ class ObjectiveContract(SerializableContract):
         if not objective.averages:  # another network's output, of some rows, or all
             assert all(found == rows for found, _ in of_target)
 
-    def test_one_step(self, objective, data):
-        model = new_model(objective, network={"dropout": 0.1})
+    def test_one_compiled_step(self, objective, data):
+        model = new_model(objective, network={"dropout": 0.1}, run_eagerly=False)
         before = [ops.convert_to_numpy(v) for v in model.trainable_variables]
         history = model.fit(*data, batch_size=len(data[0]), verbose=0).history
         assert np.isfinite(history["loss"]).all()
@@ -306,7 +317,9 @@ class ObjectiveContract(SerializableContract):
     def test_blocks_that_are_computed_again_change_nothing(self, objective, data):
         after = []
         for remat in (False, True):
-            model = new_model(objective, network={"remat": remat})
+            eagerly = EAGERLY and not remat
+            network = {"remat": remat}
+            model = new_model(objective, network=network, run_eagerly=eagerly)
             model.train_on_batch(*data)
             after.append([ops.convert_to_numpy(v) for v in model.trainable_variables])
         for one, other in zip(*after, strict=True):
