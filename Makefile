@@ -1,6 +1,7 @@
 # make digits [BACKEND=tensorflow|jax|torch] [ARGS="--steps=400"]   train and sample
 # make fashion [BACKEND=torch] [ARGS="--effort=gpu"]                the same at 28x28, longer
-# make test   [BACKENDS="jax"] [ARGS="-k frechet"]                  all tests, each backend
+# make test   [BACKENDS="jax"] [ARGS="-k frechet"]                  the tests, each backend
+# make test   ARGS="--long --on-every-backend"                      all there are
 # make check  [BACKEND=torch] [ARGS="-k unet"]                      the fast tests, one backend
 # make docs                                                      the pages: site/index.html
 # make tutorials [NOTEBOOKS=docs/tutorials/method.ipynb]         run them, outputs stored
@@ -24,6 +25,8 @@ endif
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 	--constraint constraints.txt
+# A worker has its half in order, so that what a file's tests share is made once.
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist worksteal -q
 extra = $(if $(filter tensorflow,$(1)),$(TENSORFLOW),$(1))
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
@@ -46,14 +49,14 @@ test: $(VENV)/stamps/test
 	@failed=; \
 	for backend in $(BACKENDS); do \
 		echo "== tests on $$backend"; \
-		OMP_NUM_THREADS=1 KERAS_BACKEND=$$backend $(VENV)/bin/python -m pytest -n 2 -q $(ARGS) \
+		OMP_NUM_THREADS=1 KERAS_BACKEND=$$backend $(PYTEST) $(ARGS) \
 			|| failed="$$failed $$backend"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "tests failed on:$$failed"; exit 1; fi
 
 # Without child processes, wheel, browser, examples and benchmarks.
 check: $(VENV)/stamps/test
-	OMP_NUM_THREADS=1 KERAS_BACKEND=$(BACKEND) $(VENV)/bin/python -m pytest -n 2 -q \
+	OMP_NUM_THREADS=1 KERAS_BACKEND=$(BACKEND) $(PYTEST) \
 		-m "not slow" $(addprefix --ignore=tests/,examples benchmarks serving) $(ARGS)
 
 # A broken link, a public name without docstring and a fetch from elsewhere are errors.

@@ -74,6 +74,11 @@ def pytest_addoption(parser):
         action="store_true",
         help="run what is left to another backend, too",
     )
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="run what takes longer than what it adds is worth on every change, too",
+    )
 
 
 def pytest_collection_modifyitems(config, items):
@@ -83,6 +88,9 @@ def pytest_collection_modifyitems(config, items):
             if "serving" in item.path.parts:
                 item.add_marker(pytest.mark.skip(reason=reason))
     for item in items:
+        mark = item.get_closest_marker("long")
+        if mark and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip(reason=f"{mark.args[0]}: needs --long"))
         mark = item.get_closest_marker("one_backend")
         chosen = mark.kwargs.get("backend", "torch") if mark else None
         if mark is None and not config.getoption("--on-every-backend"):

@@ -38,6 +38,7 @@ def test_every_stage_leaves_its_figures(tmp_path):
 
 
 @ONE
+@pytest.mark.long("on a CPU there are none")
 def test_cuda_graphs_are_compared_with_none(tmp_path):
     """They are none on a CPU, where both compute the same."""
     out = tmp_path / "digits.json"

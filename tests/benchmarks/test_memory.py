@@ -13,6 +13,7 @@ def rows(output):
     return [row for row in cells if len(row) == 5][1:]
 
 
+@pytest.mark.long("another script of these is tested")
 def test_the_memory_of_a_step(tmp_path, backend):
     if backend != "torch":
         pytest.skip("one backend is enough: torch compiles nothing")

@@ -31,7 +31,13 @@ def test_the_table_has_means_sorted_by_two_steps(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("data", ["digits", "fashion_mnist"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        "digits",
+        pytest.param("fashion_mnist", marks=pytest.mark.long("digits are tested")),
+    ],
+)
 def test_a_search_that_was_stopped_goes_on(tmp_path, data):
     """Each setting and seed is run once, in two calls of which the first is cut."""
     code = f"""

@@ -35,6 +35,7 @@ def test_fit_trains_as_the_loop_written_by_hand(tmp_path, backend):
     assert described["backend"] == backend and "--steps=2" in described["command"]
 
 
+@pytest.mark.long("another script of these is tested")
 def test_generate_samples_as_the_sampler_written_by_hand(tmp_path, backend):
     result = run_script(
         "benchmarks/sample.py",
@@ -51,6 +52,7 @@ def test_generate_samples_as_the_sampler_written_by_hand(tmp_path, backend):
     assert len(cells(result.stdout, 9)) == 2
 
 
+@pytest.mark.long("another script of these is tested")
 def test_a_loop_that_trains_otherwise_is_found(backend):
     """Half the learning rate, in the loop alone."""
     if backend == "tensorflow":
@@ -69,6 +71,7 @@ def test_a_loop_that_trains_otherwise_is_found(backend):
     assert "The loops do not train alike" in result.stderr
 
 
+@pytest.mark.long("another script of these is tested")
 @pytest.mark.one_backend("it starts processes of JAX whatever the backend")
 def test_what_devices_tell_each_other(tmp_path):
     """All gradients, once: as many bytes as the trained weights, and little more."""
@@ -88,6 +91,7 @@ def test_what_devices_tell_each_other(tmp_path):
     assert trained <= row["all_reduced_bytes"] < trained + 1000
 
 
+@pytest.mark.long("another script of these is tested")
 @pytest.mark.one_backend("PyTorch's profiler is the one that needs no accelerator")
 def test_a_profile_names_kernels_attention_and_the_loss():
     result = run_script(
@@ -101,6 +105,7 @@ def test_a_profile_names_kernels_attention_and_the_loss():
     assert "without the network" in result.stdout
 
 
+@pytest.mark.long("another script of these is tested")
 @pytest.mark.one_backend("it starts processes of the backend that is named")
 def test_the_start_is_measured_in_parts(tmp_path, backend):
     out = tmp_path / "start.json"

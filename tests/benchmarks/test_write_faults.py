@@ -22,7 +22,13 @@ def root():
 
 @pytest.mark.parametrize(
     "writer",
-    ["SampleGrid", "TerminateOnNonFinite", "latent shards", "ReferenceStatistics"],
+    [
+        *("latent shards", "ReferenceStatistics"),
+        *(
+            pytest.param(callback, marks=pytest.mark.long("two writers are tested"))
+            for callback in ("SampleGrid", "TerminateOnNonFinite")
+        ),
+    ],
 )
 def test_a_writer_leaves_whole_files_or_those_of_before(root, writer):
     size, count, wrong = write_faults.check(writer, root)

@@ -127,15 +127,20 @@ def test_a_finished_run_is_measured_again_and_other_flags_are_refused(
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--network=unet", "--model_channels=8", "--channel_mult=1,1"],
         ["--method=flow_matching", "--guidance=1.5"],
-        ["--dtype=mixed_bfloat16", "--second_time=stride", "--time_scale=1"],
+        *(
+            pytest.param(flags, marks=pytest.mark.long("tests of these parts have it"))
+            for flags in (
+                ["--network=unet", "--model_channels=8", "--channel_mult=1,1"],
+                ["--dtype=mixed_bfloat16", "--second_time=stride", "--time_scale=1"],
+                ["--schedule=cosine", "--parameterization=simple_edm", "--kernel=rbf"],
+            )
+        ),
         [
             *("--network=unet", "--model_channels=8", "--channel_mult=1,1", "--b=5"),
             *("--parameterization=simple_edm", "--optimizer=radam", "--k=15"),
             *("--augmentation", "--dropout=0.2", "--padding=2", "--min_time=0.006"),
         ],
-        ["--schedule=cosine", "--parameterization=simple_edm", "--kernel=rbf"],
     ],
 )
 def test_other_networks_methods_and_dtypes(data_dir, tmp_path, flags):

@@ -64,6 +64,7 @@ def write_cifar10(folder):
         builder.download_and_prepare()
 
 
+@pytest.mark.long("tests/datasets reads it")
 @pytest.mark.one_backend("tests/datasets reads it under each backend")
 def test_cifar10_from_tfds(tmp_path):
     write_cifar10(tmp_path / "data")
@@ -121,6 +122,7 @@ def test_imagenet_from_latents_with_accumulation(tmp_path):
     assert model.num_classes == 4 and model.accumulation_steps == 2
 
 
+@pytest.mark.long("tests/callbacks kills runs")
 @pytest.mark.one_backend("tests/callbacks kills runs of each backend")
 def test_a_run_killed_at_random_moments_ends_bit_equal(tmp_path):
     """Of imagenet --smoke. benchmarks/kill_and_resume.py kills more often."""

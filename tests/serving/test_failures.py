@@ -177,7 +177,16 @@ def test_when_what_stands_beside_a_version_cannot_be_written(
 @pytest.mark.slow("exports")
 @pytest.mark.one_backend("what is written is the same on all backends")
 @pytest.mark.parametrize(
-    ("name", "fault"), [*((name, "full") for name in EXPORTS), ("stablehlo", "killed")]
+    ("name", "fault"),
+    [
+        ("onnx", "full"),
+        ("stablehlo", "killed"),
+        *(
+            pytest.param(name, "full", marks=pytest.mark.long("one is tested"))
+            for name in EXPORTS
+            if name != "onnx"
+        ),
+    ],
 )
 def test_when_the_disk_is_full_or_the_process_killed(
     model, tmp_path, monkeypatch, name, fault

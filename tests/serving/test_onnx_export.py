@@ -47,7 +47,7 @@ def test_onnx_equals_generate_for_any_number_of_rows(model, tmp_path):
             **{"sampler": "heun", "time_grid": "edm", "num_steps": 3},
             **{"guidance_interval": (0.3, 0.7), "guidance_scale": 3.0},
         },
-        {"time_grid": [1.4, 0.5]},
+        pytest.param({"time_grid": [1.4, 0.5]}, marks=pytest.mark.long("a loop, too")),
     ],
 )
 def test_samplers_intervals_and_grids(model, tmp_path, options):

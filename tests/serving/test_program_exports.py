@@ -68,7 +68,18 @@ def expected(model, count, scale=None, **options):
 
 
 @pytest.mark.slow("exports, and processes that run them")
-@each
+@pytest.mark.parametrize(
+    "framework",
+    [
+        pytest.param(
+            framework,
+            marks=()
+            if writer == keras.backend.backend()
+            else pytest.mark.long("a child process writes it as its own backend does"),
+        )
+        for framework, writer in WRITERS.items()
+    ],
+)
 def test_samples_are_those_of_generate_for_any_number_of_rows(
     model, tmp_path, framework
 ):
@@ -93,10 +104,15 @@ def test_samples_are_those_of_generate_for_any_number_of_rows(
 @pytest.mark.parametrize(
     "options",
     [
-        {"sampler": "heun", "time_grid": "edm", "num_steps": 3},
         {"guidance_interval": (0.3, 0.7), "guidance_scale": 3.0, "num_steps": 4},
-        {"time_grid": [1.4, 0.5]},
-        {"weights": "raw", "num_steps": 1},
+        *(
+            pytest.param(options, marks=pytest.mark.long("one option is tested"))
+            for options in (
+                {"sampler": "heun", "time_grid": "edm", "num_steps": 3},
+                {"time_grid": [1.4, 0.5]},
+                {"weights": "raw", "num_steps": 1},
+            )
+        ),
     ],
 )
 def test_samplers_intervals_grids_and_weights(model, tmp_path, framework, options):
@@ -114,13 +130,21 @@ def test_samplers_intervals_grids_and_weights(model, tmp_path, framework, option
 
 @pytest.mark.slow("exports, and processes that run them")
 @by_its_writer(*WRITERS)
-def test_models_without_labels_with_plans_and_half_precision(tmp_path, framework):
+def test_models_without_labels_with_plans(tmp_path, framework):
     export, name = EXPORTS[framework]
     model = trained_model(num_classes=0)
     model.sampling_plan = SamplingPlan(num_steps=3)
     found, _ = answers(framework, export(model, tmp_path / name), conditional=False)
     for count in COUNTS:
         np.testing.assert_allclose(found[count], expected(model, count), atol=1e-3)
+
+
+@pytest.mark.slow("exports, and processes that run them")
+@pytest.mark.long("ONNX is tested")
+@by_its_writer(*WRITERS)
+def test_half_precision(tmp_path, framework):
+    export, name = EXPORTS[framework]
+    model = trained_model(num_classes=0)
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         half = keras_imm.IMM(

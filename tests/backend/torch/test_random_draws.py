@@ -415,7 +415,9 @@ def test_what_both_passes_draw_is_drawn_once(images):
 
 
 @pytest.mark.slow("compiles C++")
-@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize(
+    "counted", [pytest.param(False, marks=pytest.mark.long("one is tested")), True]
+)
 def test_compiled_networks_train_alike(counted, images, request):
     if counted:
         request.getfixturevalue("counting")
