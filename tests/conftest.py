@@ -8,6 +8,8 @@ import pathlib
 import sys
 import zlib
 
+from xla_flags import xla_flags
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # The tests compile the same few steps many times, in several processes.
@@ -17,8 +19,7 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 if os.environ["KERAS_BACKEND"] == "jax":
-    # They compile for longer than they compute: a third less with plain machine code.
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    os.environ.setdefault("XLA_FLAGS", xla_flags())
 # Several processes of tests, and their children, share a GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 

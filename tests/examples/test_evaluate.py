@@ -12,6 +12,7 @@ import pytest
 from fork_server import ForkServer
 from scripts import ON_THE_CPU, ROOT, run_code
 from small_dit import small_dit
+from xla_flags import xla_flags
 
 import keras_imm
 from keras_imm.callbacks import pixels_to_uint8
@@ -184,7 +185,7 @@ assert images.generate(range(3), setting).shape == (3, 8, 8, 3)
 found = images.generate(range(8), setting)
 np.save({str(tmp_path / "found.npy")!r}, found)
 """
-    four = "--xla_force_host_platform_device_count=4"
+    four = xla_flags(devices=4)
     result = run_code(code, "examples", XLA_FLAGS=four, **ON_THE_CPU)
     assert result.returncode == 0, result.stderr
     images = evaluation.Images(model, pixels_to_uint8)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from backend.several_devices.children import seen_by
+from xla_flags import xla_flags
 
 pytestmark = [
     pytest.mark.slow("child processes"),
@@ -36,8 +37,7 @@ def seen(folder):
             folder,
             arguments=(address, str(index)),
             seen=f"{index}/seen.json",
-            XLA_FLAGS="--xla_force_host_platform_device_count=2 "
-            "--xla_backend_optimization_level=0",
+            XLA_FLAGS=xla_flags(devices=2),
             JAX_ENABLE_X64="1",
         )
 

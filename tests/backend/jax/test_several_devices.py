@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from backend.several_devices.children import seen_by
+from xla_flags import xla_flags
 
 pytestmark = [
     pytest.mark.slow("child processes"),
@@ -17,8 +18,7 @@ def seen(tmp_path_factory):
         "jax",
         "jax/devices_child.py",
         tmp_path_factory.mktemp("jax"),
-        XLA_FLAGS="--xla_force_host_platform_device_count=8 "
-        "--xla_backend_optimization_level=0",
+        XLA_FLAGS=xla_flags(devices=8),
         JAX_ENABLE_X64="1",
     )
 
