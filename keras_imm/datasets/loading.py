@@ -167,6 +167,12 @@ def load(
 
 def _open(source, split, data_dir, flip, labels):
     if not isinstance(source, str | os.PathLike):
+        if data_dir is not None:
+            raise ValueError(
+                "`data_dir` must be left out unless `source` is the name of a data set "
+                f"in it. Received: data_dir={os.fspath(data_dir)!r} and a source of "
+                f"type {type(source).__name__}"
+            )
         _check_no_split(split, "an array")
         return _arrays(source, labels)
     if not os.fspath(source):

@@ -318,6 +318,7 @@ def test_labels_may_be_left_out():
         ({"sigma_data": 0}, "`sigma_data`"),
         ({"split": None}, "`split`"),
         ({"split": "train[90%:]"}, "`split` must be left out.*an array"),
+        ({"data_dir": "data"}, "`data_dir` must be left out.*=.data. and .*tuple"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
