@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 from scripts import ROOT, run_code, run_script
 
+import keras_imm
+
 pytestmark = [
     pytest.mark.one_backend("objectives are tested on each; these are their runs"),
     pytest.mark.slow("trains in processes of its own"),
@@ -382,3 +384,37 @@ for run, model in zip(runs, models):
 """
     result = run_code(code, "benchmarks")
     assert result.returncode == 0, result.stderr
+
+
+def test_the_margin_of_clothes_is_not_measured(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    import budgets
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 28, 28), "uint8"), np.arange(20) % 10
+    measured = []
+
+    class Quality:
+        reference = None
+
+        def labels(self, count):
+            return images[1][:count]
+
+        def frechet(self, samples):
+            measured.append(samples)
+            return 1.0
+
+        def agreement(self, samples, labels):
+            return 1.0
+
+    monkeypatch.setattr(keras_imm.datasets, "fashion_mnist", lambda split: images)
+    monkeypatch.setattr(keras_imm.metrics, "FashionMNISTQuality", Quality)
+    for name, side in (("fashion_mnist", 28), ("fashion_mnist_32", 32)):
+        data = budgets.Data(name)
+        padded, _ = data.arrays
+        assert padded.shape == (20, side, side, 1)
+        assert data.backbone().image_shape == (side, side, 1)
+        data.measure(padded, neighbours=False)
+        np.testing.assert_allclose(measured[-1][..., 0], images[0], atol=1e-3)
+    black = padded[0, 0, 0, 0]  # what was 0
+    assert np.all(padded[:, :2] == black) and np.all(padded[:, :, -2:] == black)
