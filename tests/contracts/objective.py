@@ -48,12 +48,8 @@ def compiled_draw(batch_loss, data, step):
     return batch_loss.draw(data, step)  # PyTorch's steps draw outside of their graphs
 
 
-# Graphs take seconds to make; so do, under JAX, operations one by one.
-EAGERLY = keras.backend.backend() != "jax"
-
-
 def new_model(
-    objective, num_classes=3, network=None, seed=0, run_eagerly=EAGERLY, **options
+    objective, num_classes=3, network=None, seed=0, run_eagerly=False, **options
 ):
     """A small model, with random weights of which none is zero.
 
@@ -70,6 +66,15 @@ def new_model(
         v.assign(0.3 * rng.standard_normal(v.shape).astype("float32"))
     model.compile(keras.optimizers.SGD(1e-3), run_eagerly=run_eagerly)
     return model
+
+
+# Graphs take seconds to make; so do, under JAX, operations one by one.
+EAGERLY = keras.backend.backend() != "jax"
+
+
+def quick_model(objective, **options):
+    """As `new_model`, for tests to which it is the same how it trains."""
+    return new_model(objective, run_eagerly=EAGERLY, **options)
 
 
 def loss_of(batch_loss, batch, step):
@@ -279,7 +284,7 @@ class ObjectiveContract(SerializableContract):
             assert all(found == rows for found, _ in of_target)
 
     def test_one_compiled_step(self, objective, data):
-        model = new_model(objective, network={"dropout": 0.1}, run_eagerly=False)
+        model = new_model(objective, network={"dropout": 0.1})
         before = [ops.convert_to_numpy(v) for v in model.trainable_variables]
         history = model.fit(*data, batch_size=len(data[0]), verbose=0).history
         assert np.isfinite(history["loss"]).all()
@@ -290,19 +295,19 @@ class ObjectiveContract(SerializableContract):
         assert losses[0] == losses[1]
 
     def test_half_precision_is_that_of_the_network_alone(self, objective, data):
-        model = new_model(objective, network={"dtype": "mixed_bfloat16"})
+        model = quick_model(objective, network={"dtype": "mixed_bfloat16"})
         loss = model.train_on_batch(*data)
         assert np.isfinite(loss)
         for v in model.trainable_variables:
             assert v.dtype == "float32"
             assert np.all(np.isfinite(ops.convert_to_numpy(v)))
-        exact = new_model(objective).train_on_batch(*data)
+        exact = quick_model(objective).train_on_batch(*data)
         np.testing.assert_allclose(loss, exact, rtol=0.1, atol=0.01)
 
     def test_a_run_from_a_file_goes_on_as_it_would_have(
         self, objective, data, tmp_path
     ):
-        model = new_model(objective, network={"dropout": 0.1})
+        model = quick_model(objective, network={"dropout": 0.1})
         model.train_on_batch(*data)
         model.save(tmp_path / "model.keras")
         again = keras.models.load_model(tmp_path / "model.keras")
@@ -317,9 +322,8 @@ class ObjectiveContract(SerializableContract):
     def test_blocks_that_are_computed_again_change_nothing(self, objective, data):
         after = []
         for remat in (False, True):
-            eagerly = EAGERLY and not remat
-            network = {"remat": remat}
-            model = new_model(objective, network=network, run_eagerly=eagerly)
+            new = new_model if remat else quick_model
+            model = new(objective, network={"remat": remat})
             model.train_on_batch(*data)
             after.append([ops.convert_to_numpy(v) for v in model.trainable_variables])
         for one, other in zip(*after, strict=True):
