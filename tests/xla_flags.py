@@ -9,18 +9,17 @@ import pathlib
 _PINNED = (pathlib.Path(__file__).parents[1] / "constraints.txt").read_text().split()
 
 
-def _flags():
-    yield "--xla_backend_optimization_level=0"
-    # A version that does not know a flag ends the process.
-    if f"jaxlib=={importlib.metadata.version('jaxlib')}" in _PINNED:
-        yield "--xla_cpu_use_fusion_emitters=false"
-
-
-def xla_flags(devices: int | None = None) -> str:
+def xla_flags(devices: int | None = None, fused: bool = False) -> str:
     """What `XLA_FLAGS` should be.
 
     Args:
         devices: How many devices the CPU should seem to be.
+        fused: Whether loops are written in a whole as a user's are.
     """
-    virtual = (f"--xla_force_host_platform_device_count={devices}",) if devices else ()
-    return " ".join((*_flags(), *virtual))
+    flags = ["--xla_backend_optimization_level=0"]
+    # A version that does not know a flag ends the process.
+    if not fused and f"jaxlib=={importlib.metadata.version('jaxlib')}" in _PINNED:
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    if devices:
+        flags.append(f"--xla_force_host_platform_device_count={devices}")
+    return " ".join(flags)
