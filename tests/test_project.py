@@ -96,3 +96,8 @@ def test_bounds_are_those_of_the_project():
     others = bounds.tests_of_others("jax")
     assert str(ROOT / "tests" / "layers" / "test_resampling.py") in others
     assert str(ROOT / "tests" / "test_project.py") not in others
+
+
+@pytest.mark.long("it tests the option itself")
+def test_long_tests_run_if_they_are_asked_for(pytestconfig):
+    assert pytestconfig.getoption("--long")

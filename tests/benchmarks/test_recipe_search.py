@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from long_tests import long
 from scripts import run_code, run_script
 
 pytestmark = [
@@ -32,11 +33,7 @@ def test_the_table_has_means_sorted_by_two_steps(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data",
-    [
-        "digits",
-        pytest.param("fashion_mnist", marks=pytest.mark.long("digits are tested")),
-    ],
+    "data", ["digits", *long("digits are tested", "fashion_mnist")]
 )
 def test_a_search_that_was_stopped_goes_on(tmp_path, data):
     """Each setting and seed is run once, in two calls of which the first is cut."""

@@ -5,6 +5,7 @@ import tempfile
 
 import pytest
 import write_faults
+from long_tests import long
 
 pytestmark = [
     pytest.mark.one_backend("files are written alike; models' own are tested on each"),
@@ -24,10 +25,7 @@ def root():
     "writer",
     [
         *("latent shards", "ReferenceStatistics"),
-        *(
-            pytest.param(callback, marks=pytest.mark.long("two writers are tested"))
-            for callback in ("SampleGrid", "TerminateOnNonFinite")
-        ),
+        *long("two writers are tested", "SampleGrid", "TerminateOnNonFinite"),
     ],
 )
 def test_a_writer_leaves_whole_files_or_those_of_before(root, writer):

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from image_files import write_idx_split
+from long_tests import long
 from PIL import Image
 from scripts import ROOT, run_code, run_script
 
@@ -128,13 +129,11 @@ def test_a_finished_run_is_measured_again_and_other_flags_are_refused(
     "flags",
     [
         ["--method=flow_matching", "--guidance=1.5"],
-        *(
-            pytest.param(flags, marks=pytest.mark.long("tests of these parts have it"))
-            for flags in (
-                ["--network=unet", "--model_channels=8", "--channel_mult=1,1"],
-                ["--dtype=mixed_bfloat16", "--second_time=stride", "--time_scale=1"],
-                ["--schedule=cosine", "--parameterization=simple_edm", "--kernel=rbf"],
-            )
+        *long(
+            "tests of these parts have it",
+            ["--network=unet", "--model_channels=8", "--channel_mult=1,1"],
+            ["--dtype=mixed_bfloat16", "--second_time=stride", "--time_scale=1"],
+            ["--schedule=cosine", "--parameterization=simple_edm", "--kernel=rbf"],
         ),
         [
             *("--network=unet", "--model_channels=8", "--channel_mult=1,1", "--b=5"),

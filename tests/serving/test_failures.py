@@ -6,6 +6,7 @@ import pathlib
 
 import faulty_disk
 import pytest
+from long_tests import long
 
 import keras_imm
 from keras_imm.serving import (
@@ -181,11 +182,7 @@ def test_when_what_stands_beside_a_version_cannot_be_written(
     [
         ("onnx", "full"),
         ("stablehlo", "killed"),
-        *(
-            pytest.param(name, "full", marks=pytest.mark.long("one is tested"))
-            for name in EXPORTS
-            if name != "onnx"
-        ),
+        *long("one is tested", *((name, "full") for name in EXPORTS if name != "onnx")),
     ],
 )
 def test_when_the_disk_is_full_or_the_process_killed(

@@ -15,6 +15,7 @@ if importlib.util.find_spec("tensorflow") is None:
     )
 
 import narrow_autoencoder
+from long_tests import long
 from program_answers import answers
 
 from keras_imm.serving import (
@@ -41,16 +42,8 @@ WRITTEN = {
     "tensorflow": ("litert", "torch"),
     "jax": ("jax", "torch"),
 }
-WRITER = {"jax": "jax", "litert": "tensorflow", "torch": "torch"}
-FRAMEWORKS = [
-    pytest.param(
-        framework,
-        marks=()
-        if WRITER.get(framework) == keras.backend.backend()
-        else pytest.mark.long("one format of each backend is tested"),
-    )
-    for framework in WRITTEN[keras.backend.backend()]
-]
+# The first of each is its own.
+OWN, *OTHERS = WRITTEN[keras.backend.backend()]
 COUNTS = (1, 3)
 
 
@@ -71,7 +64,9 @@ def rows(count):
 
 
 @pytest.mark.slow("exports, and processes that run them")
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize(
+    "framework", [OWN, *long("one format of each backend is tested", *OTHERS)]
+)
 def test_images_are_those_that_are_decoded(model, vae, tmp_path, framework):
     if framework == "aot" and shutil.which("g++") is None:
         pytest.skip("there is no C++ compiler")

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from long_tests import long
 from served_models import GUIDANCE, LABELS, SEEDS, WIDE, rows, trained_model
 from small_dit import small_dit
 
@@ -47,7 +48,7 @@ def test_onnx_equals_generate_for_any_number_of_rows(model, tmp_path):
             **{"sampler": "heun", "time_grid": "edm", "num_steps": 3},
             **{"guidance_interval": (0.3, 0.7), "guidance_scale": 3.0},
         },
-        pytest.param({"time_grid": [1.4, 0.5]}, marks=pytest.mark.long("a loop, too")),
+        *long("a loop, too", {"time_grid": [1.4, 0.5]}),
     ],
 )
 def test_samplers_intervals_and_grids(model, tmp_path, options):

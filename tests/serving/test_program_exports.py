@@ -8,6 +8,7 @@ import numpy as np
 import program_answers
 import pytest
 from keras import ops
+from long_tests import long
 from served_models import GUIDANCE, on_tensorflow, rows, trained_model
 from small_dit import small_dit
 
@@ -30,6 +31,8 @@ EXPORTS = {
 }
 # The backend that writes it itself: under the others a child process does.
 WRITERS = {"torch": "torch", "jax": "jax", "openvino": "torch", "litert": "tensorflow"}
+OWN = [one for one, writer in WRITERS.items() if writer == keras.backend.backend()]
+OTHERS = [one for one in WRITERS if one not in OWN]
 each = pytest.mark.parametrize("framework", list(WRITERS))
 
 
@@ -70,15 +73,7 @@ def expected(model, count, scale=None, **options):
 @pytest.mark.slow("exports, and processes that run them")
 @pytest.mark.parametrize(
     "framework",
-    [
-        pytest.param(
-            framework,
-            marks=()
-            if writer == keras.backend.backend()
-            else pytest.mark.long("a child process writes it as its own backend does"),
-        )
-        for framework, writer in WRITERS.items()
-    ],
+    [*OWN, *long("a child process writes it as its own backend does", *OTHERS)],
 )
 def test_samples_are_those_of_generate_for_any_number_of_rows(
     model, tmp_path, framework
@@ -105,13 +100,11 @@ def test_samples_are_those_of_generate_for_any_number_of_rows(
     "options",
     [
         {"guidance_interval": (0.3, 0.7), "guidance_scale": 3.0, "num_steps": 4},
-        *(
-            pytest.param(options, marks=pytest.mark.long("one option is tested"))
-            for options in (
-                {"sampler": "heun", "time_grid": "edm", "num_steps": 3},
-                {"time_grid": [1.4, 0.5]},
-                {"weights": "raw", "num_steps": 1},
-            )
+        *long(
+            "one option is tested",
+            {"sampler": "heun", "time_grid": "edm", "num_steps": 3},
+            {"time_grid": [1.4, 0.5]},
+            {"weights": "raw", "num_steps": 1},
         ),
     ],
 )

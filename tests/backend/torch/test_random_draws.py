@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from long_tests import long
 from scipy import stats
 
 import keras_imm
@@ -415,9 +416,7 @@ def test_what_both_passes_draw_is_drawn_once(images):
 
 
 @pytest.mark.slow("compiles C++")
-@pytest.mark.parametrize(
-    "counted", [pytest.param(False, marks=pytest.mark.long("one is tested")), True]
-)
+@pytest.mark.parametrize("counted", [*long("one is tested", False), True])
 def test_compiled_networks_train_alike(counted, images, request):
     if counted:
         request.getfixturevalue("counting")
